@@ -1,0 +1,82 @@
+"""MoE Lab: watch, measure, teach and tune how a mixture-of-experts model streams its experts from disk.
+
+    import moe_lab as ml
+
+    engine = ml.load("pocket", cache="50%", routing="cache-prior")
+    for step in engine.stream("def fibonacci(n):", max_new_tokens=200):
+        print(step.text, end="")
+
+The shop window: it knows the public names and where each lives, and imports none of them before it
+is asked for. So ``import moe_lab`` loads neither torch, transformers, numba nor Jupyter.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_lab import errors, eviction, pocket, routing
+    from moe_lab.engine import Engine, load
+    from moe_lab.errors import MoELabError
+    from moe_lab.evaluation import replay
+    from moe_lab.eviction import EVICTION
+    from moe_lab.models import info
+    from moe_lab.policy import Parameter
+    from moe_lab.routing import ROUTING
+    from moe_lab.store import Disk
+    from moe_lab.trace import Trace
+
+__all__ = [
+    "EVICTION",
+    "ROUTING",
+    "Disk",
+    "Engine",
+    "MoELabError",
+    "Parameter",
+    "Trace",
+    "__version__",
+    "errors",
+    "eviction",
+    "info",
+    "load",
+    "pocket",
+    "replay",
+    "routing",
+]
+
+_HOMES = {
+    "EVICTION": "moe_lab.eviction",
+    "ROUTING": "moe_lab.routing",
+    "Disk": "moe_lab.store",
+    "Engine": "moe_lab.engine",
+    "MoELabError": "moe_lab.errors",
+    "Parameter": "moe_lab.policy",
+    "Trace": "moe_lab.trace",
+    "info": "moe_lab.models",
+    "load": "moe_lab.engine",
+    "replay": "moe_lab.evaluation",
+}
+"""Where each name lives; the other public names are modules of this package."""
+
+_MODULES = ("errors", "eviction", "pocket", "routing")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("moe-lab")
+    else:
+        raise AttributeError(f"module 'moe_lab' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,59 @@
+"""The shop window: what ``import moe_lab`` promises, and what it must not cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import moe_lab as ml
+
+HEAVY = ("torch", "transformers", "numba", "llvmlite", "IPython", "ipywidgets", "anywidget", "traitlets", "pandas",
+         "plotly", "numpy", "tokenizers", "huggingface_hub")
+
+PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "replay", "Parameter", "routing", "eviction", "ROUTING", "EVICTION",
+          "pocket", "errors", "MoELabError", "__version__"}
+
+
+def fresh(code: str) -> str:
+    """What ``code`` prints in a new interpreter."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = json.loads(fresh("import json, sys, moe_lab; print(json.dumps(sorted(sys.modules)))"))
+    assert "moe_lab" in loaded
+    assert sorted(set(loaded) & set(HEAVY)) == []
+
+
+def test_import_takes_under_a_third_of_a_second() -> None:
+    code = "import time; t = time.perf_counter(); import moe_lab; print(time.perf_counter() - t)"
+    assert min(float(fresh(code)) for _ in range(5)) < 0.3
+
+
+def test_the_public_names_are_the_documented_ones() -> None:
+    assert set(ml.__all__) == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(ml, name)
+    if callable(value) or hasattr(value, "__file__"):
+        assert value.__doc__, f"ml.{name} has no docstring"
+    assert name in dir(ml)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_public_name_resolves_when_it_is_the_first_one_asked_for(name: str) -> None:
+    assert fresh(f"import moe_lab; print(moe_lab.{name} is moe_lab.{name})").strip() == "True"
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'laod'.*load"):
+        ml.laod  # noqa: B018
+
+
+def test_star_import_brings_every_name() -> None:
+    assert fresh("from moe_lab import *; import moe_lab; print(all(n in globals() for n in moe_lab.__all__))").strip() == "True"

@@ -1,0 +1,70 @@
+"""The one jit decorator of the project.
+
+Knows how kernels are compiled: without the GIL, kept on disk between processes, without fast-math. Full
+fast-math promises the compiler that there is no infinity, and routers mask with -inf.
+
+numba keeps a compiled kernel until the file it stands in changes, but does not look at the files of the
+functions it calls; here any change in this folder makes all of its kernels afresh.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@functools.cache
+def _folder_stamp() -> str:
+    """Hash of all sources in this folder and below."""
+    stamp = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        stamp.update(path.read_bytes())
+    return stamp.hexdigest()
+
+
+def keep_on_disk(dispatcher: Any) -> None:
+    """Let a numba dispatcher find its machine code of an earlier process; without a writable folder, do nothing."""
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:        # read-only installation and no home folder
+        return
+    file = dispatcher._cache._cache_file
+    file._source_stamp = (file._source_stamp, _folder_stamp())
+
+
+@overload
+def jit(function: F) -> F: ...
+@overload
+def jit(function: None = None, *, reorder: bool = False, cache: bool = True) -> Callable[[F], F]: ...
+
+
+def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True) -> F | Callable[[F], F]:
+    """Compile ``function`` with numba at its first call.
+
+    Args:
+        reorder: sums may be added in another order and products fused, so that they fit vector units; infinities
+            and NaNs keep their meaning.
+        cache: keep the machine code on disk. Off for helpers that only other kernels call.
+
+    Example:
+        >>> @jit
+        ... def double(x):
+        ...     return 2 * x
+        >>> double(3)
+        6
+    """
+    def compiled(plain: F) -> F:
+        fastmath: Any = {"reassoc", "contract"} if reorder else False
+        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(plain)
+        if cache:
+            keep_on_disk(dispatcher)
+        return dispatcher  # type: ignore[no-any-return]
+
+    return compiled if function is None else compiled(function)

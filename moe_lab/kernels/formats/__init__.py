@@ -1,0 +1,10 @@
+"""Weight formats: one a file, and the table."""
+
+from moe_lab.kernels.formats.bf16 import BF16
+from moe_lab.kernels.formats.f32 import F32
+from moe_lab.kernels.formats.format import Format
+
+FORMATS: dict[str, Format] = {"f32": F32(), "bf16": BF16()}
+"""Formats by the name that is typed: ``weights="bf16"``."""
+
+__all__ = ["BF16", "F32", "FORMATS", "Format"]

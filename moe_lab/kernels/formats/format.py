@@ -1,0 +1,67 @@
+"""The seam between weights and everything else: what a format must know.
+
+A format says how the three matrices of an expert lie in a slot (bytes), how they get in and out, and how
+a token is multiplied with them there. Nothing outside a format looks into a slot.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+import numpy as np
+
+from moe_lab.errors import SettingError
+from moe_lab.kernels.activation import ACTIVATIONS
+
+
+class Format(Protocol):
+    """Weights of an expert as they lie in a slot: gate (F, D), up (F, D), down (D, F)."""
+
+    name: str
+    """As typed: ``weights="bf16"``."""
+    native: str | None
+    """The safetensors type whose bytes a slot takes as they are, part after part; None if it takes none."""
+
+    def slot_bytes(self, D: int, F: int) -> int:
+        """Bytes of one slot."""
+
+    def encode(self, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
+        """Write float32 matrices into ``slot`` (at least slot_bytes,) uint8."""
+
+    def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The matrices of a slot as float32; views of it where that is possible."""
+
+    def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
+                  F: int, activation: str) -> None:
+        """``out`` = sum over k of gates[k] * expert in slot slots[k] of ``x``, in this order, in one kernel call.
+
+        x (D,) float32 · arena (S, at least slot_bytes) uint8 · slots (K,) int32, -1 is passed over ·
+        gates (K,) float32 · out (D,) float32, overwritten. All arrays C-contiguous.
+        """
+
+    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
+        """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the very bits of ``ffn_token`` with gate 1."""
+
+
+_scratch = threading.local()
+
+
+def hidden(F: int) -> np.ndarray:
+    """(F,) float32 of this thread, for what lies between the two halves of an FFN."""
+    try:
+        h: np.ndarray = _scratch.h
+        if h.size == F:
+            return h
+    except AttributeError:
+        pass
+    _scratch.h = np.empty(F, dtype=np.float32)
+    return _scratch.h
+
+
+def activation_number(name: str) -> int:
+    """The kernels' number of an activation. ``SettingError`` for an unknown one."""
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise SettingError(f"no activation {name!r}; there are {', '.join(ACTIVATIONS)}") from None

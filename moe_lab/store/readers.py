@@ -1,0 +1,91 @@
+"""Readers: several experts at once, and how long the caller waited for them.
+
+Knows threads and the simulated disk; knows neither caches nor what an expert is good for. The caller is
+one of the readers: few bytes are read on the spot, because waking a thread costs more than they do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from moe_lab.errors import ReadError, SettingError
+from moe_lab.store.disk import Disk
+from moe_lab.store.experts import ExpertStore
+
+ALONE_BYTES = 1 << 20
+"""A load of at most this many bytes is read by the caller alone."""
+
+
+class Readers:
+    """``threads`` readers (the caller among them) over one store, held back by ``disk`` if it is simulated.
+
+    >>> readers = Readers(store, Disk("200 MB/s"))                        # doctest: +SKIP
+    >>> read_bytes, wait_s = readers.load(0, [(5, arena[0]), (9, arena[1])])   # doctest: +SKIP
+    """
+
+    def __init__(self, store: ExpertStore, disk: Disk | None = None, threads: int = 2) -> None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
+            raise SettingError(f"{threads!r} is no number of readers; type 1 to 64")
+        if disk is not None and not isinstance(disk, Disk):
+            raise SettingError(f"disk={disk!r} is no disk; type ml.Disk(bandwidth='200 MB/s'), or None for the real one")
+        self.store, self.disk, self.threads = store, disk, threads
+        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="moe-lab-reader") if threads > 1 else None
+        if self._pool is not None:
+            weakref.finalize(self, self._pool.shutdown, wait=False)
+
+    def load(self, layer: int, wanted: Sequence[tuple[int, np.ndarray]], paced: bool = True) -> tuple[int, float]:
+        """Read every (expert, slot) of ``wanted``; returns (bytes read, seconds waited).
+
+        All or an error: one ``ReadError`` whose ``experts`` could not be read, after all others were.
+        With ``paced=False`` a simulated disk does not hold the load back.
+        """
+        began = time.perf_counter()
+        jobs, failed, total = deque(wanted), deque(), [0]
+        lock = threading.Lock()
+
+        def work() -> None:
+            mine = 0
+            while True:
+                try:
+                    expert, slot = jobs.popleft()
+                except IndexError:
+                    break
+                try:
+                    mine += self.store.read(layer, expert, slot)
+                except ReadError as error:
+                    failed.append(error)
+            with lock:
+                total[0] += mine
+
+        helpers = self._helpers(len(wanted))
+        waiting = [self._pool.submit(work) for _ in range(helpers)] if self._pool and helpers else []
+        try:
+            work()
+        finally:
+            for helper in waiting:
+                helper.result()
+        if failed:
+            experts = tuple(sorted(expert for error in failed for expert in error.experts))
+            raise ReadError(f"{len(failed)} of {len(wanted)} experts could not be read; the first: {failed[0]}", experts) from failed[0]
+        if paced and self.disk is not None:
+            self.disk.pace(total[0], began)
+        return total[0], time.perf_counter() - began
+
+    def _helpers(self, count: int) -> int:
+        """Threads besides the caller that are worth waking for ``count`` experts."""
+        if count * self.store.plan.expert_bytes <= ALONE_BYTES:
+            return 0
+        return min(self.threads, count) - 1
+
+    def close(self) -> None:
+        """End the threads and close the store's files."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self.store.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moe_lab.kernels.formats.jit import kernel
+from moe_lab.kernels.jit import jit
 
 ACTIVATIONS: dict[str, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """Numbers that kernels take, by name."""
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 _f = np.float32
 
 
-@kernel
+@jit(cache=False)
 def activate(a, activation):  # type: ignore[no-untyped-def]
     """One float32 value through activation number ``activation``."""
     if activation == 0:

@@ -9,10 +9,10 @@ import numpy as np
 
 from moe_lab.kernels.activation import TWINS, activate
 from moe_lab.kernels.formats.format import activation_number, hidden
-from moe_lab.kernels.formats.jit import dot, kernel
+from moe_lab.kernels.jit import jit
 
 
-@dot
+@jit(reorder=True, cache=False)
 def _dot(w, x):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for k in range(x.size):
@@ -20,7 +20,7 @@ def _dot(w, x):  # type: ignore[no-untyped-def]
     return total
 
 
-@dot
+@jit(reorder=True, cache=False)
 def _dot_pair(v, w, x):  # type: ignore[no-untyped-def]
     first, second = np.float32(0), np.float32(0)
     for k in range(x.size):
@@ -29,7 +29,7 @@ def _dot_pair(v, w, x):  # type: ignore[no-untyped-def]
     return first, second
 
 
-@kernel
+@jit(cache=False)
 def _expert(x, w, gate, out, h, activation):  # type: ignore[no-untyped-def]
     """out (D,) += gate * down @ (act(gate_matrix @ x) * (up @ x)); w (3 * F * D,) float32, h (F,) scratch."""
     D, F = x.size, h.size
@@ -41,7 +41,7 @@ def _expert(x, w, gate, out, h, activation):  # type: ignore[no-untyped-def]
         out[r] += gate * _dot(w[2 * n + r * F : 2 * n + (r + 1) * F], h)
 
 
-@kernel
+@jit
 def ffn_token(x, arena, slots, gates, out, h, activation):  # type: ignore[no-untyped-def]
     """See ``Format.ffn_token``; h (F,) float32 is scratch, ``activation`` a number."""
     size = 12 * x.size * h.size
@@ -51,7 +51,7 @@ def ffn_token(x, arena, slots, gates, out, h, activation):  # type: ignore[no-un
             _expert(x, arena[slots[k], :size].view(np.float32), gates[k], out, h, activation)
 
 
-@kernel
+@jit
 def ffn_rows(x, slot, out, h, activation):  # type: ignore[no-untyped-def]
     """See ``Format.ffn_rows``."""
     w = slot[: 12 * x.shape[1] * h.size].view(np.float32)

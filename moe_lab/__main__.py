@@ -112,7 +112,7 @@ def _excerpt(engine: Engine, text: str, tokens: int) -> list[int]:
 
 
 def _routing(name: str, penalty: float | None) -> str | RoutingPolicy:
-    """The policy of that name; ``penalty`` goes to Cache-Prior where it was given."""
+    """The policy of that name; ``penalty`` is Cache-Prior's alone."""
     return ml.routing.CachePrior(penalty=penalty) if name == "cache-prior" and penalty is not None else name
 
 
@@ -155,6 +155,8 @@ def _price(perplexity: float, reference: float) -> str:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Write one text, and say what it cost."""
+    if arguments.penalty is not None and arguments.routing != "cache-prior":
+        raise SettingError(f"--penalty belongs to Cache-Prior, not to {arguments.routing}; add --routing cache-prior")
     console = _console()
     disk = ml.Disk(bandwidth=arguments.bandwidth) if arguments.bandwidth else None
     engine = ml.load(arguments.model, cache=_budget(arguments.cache), weights=arguments.weights,

@@ -1,0 +1,104 @@
+"""The terminal: what the four commands print, and how they fail."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moe_lab as ml
+from moe_lab.__main__ import SETTINGS, _budget, _price, main, parser
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one command line, 160 columns wide."""
+    monkeypatch.setenv("COLUMNS", "160")
+    status = main(words)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def cells(out: str, name: str) -> list[str]:
+    """The cells of the row ``name`` of a printed table."""
+    (line,) = (line for line in out.splitlines() if re.match(rf"[│┃]\s*{re.escape(name)}\s*[│┃]", line))
+    return [cell.strip() for cell in re.split("[│┃]", line)[2:-1]]
+
+
+def test_demo_shows_three_settings_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_lab.__main__.SCORED", 1100)
+    status, out, _ = run(capsys, monkeypatch, "demo", "--tokens", "24", "--bandwidth", "50 MB/s")
+    assert status == 0
+    assert "simulated disk" in out.lower()
+    assert out.count("def read_lines(path):") == len(SETTINGS)
+    speeds, misses, swapped = cells(out, "tokens/s"), cells(out, "miss rate"), cells(out, "swapped experts")
+    perplexities = [float(cell.split()[0]) for cell in cells(out, "perplexity, held-out python")]
+    assert len(speeds) == len(misses) == len(swapped) == len(perplexities) == 3
+    assert float(speeds[0]) > float(speeds[1])
+    assert float(misses[0].rstrip("%")) < float(misses[2].rstrip("%")) < float(misses[1].rstrip("%"))
+    assert swapped[:2] == ["0.0%", "0.0%"]
+    assert float(swapped[2].rstrip("%")) > 0
+    assert perplexities[0] == pytest.approx(perplexities[1], abs=0.02)      # evicting changes no answer
+
+
+def test_generate_streams_the_text_and_says_what_it_cost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, _ = run(capsys, monkeypatch, "generate", "import os\n", "--tokens", "8", "--cache", "50%")
+    assert status == 0
+    assert "import os\n" in out
+    assert re.search(r"decode .*tokens/s, miss rate", out)
+
+
+def test_generate_refuses_a_penalty_without_cache_prior(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = run(capsys, monkeypatch, "generate", "x", "--penalty", "0.5")
+    assert status == 2
+    assert "--routing cache-prior" in err
+
+
+def test_info_prints_the_shape_of_the_pocket_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run(capsys, monkeypatch, "info", "pocket")
+    assert status == 0
+    assert "olmoe" in out
+    assert "floor" in out
+
+
+def test_an_unknown_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, err = run(capsys, monkeypatch, "info", "no/such-model-anywhere")
+    assert status == 2
+    assert out == ""
+    assert err.startswith("moe_lab: ")
+    assert "Traceback" not in err
+
+
+def test_replay_prints_a_row_per_policy_and_size(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.argsort(rng.random((60, 2, 8)), axis=2)[:, :, :2].astype(np.int32)
+    trace = ml.Trace(ids=ids, weights=None, phase=np.ones(60, dtype=np.uint8), experts=8, tokens=None, meta={})
+    trace.write(tmp_path / "random.npz")
+    words = ("replay", str(tmp_path / "random.npz"), "--eviction", "lru", "fifo", "--cache", "4", "50%", "75%")
+    status, out, _ = run(capsys, monkeypatch, *words)
+    assert status == 0
+    assert len([line for line in out.splitlines() if re.search(r"\b(lru|fifo)\b", line)]) == 6
+    assert "bound hit rate" in out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["dmeo"])
+    assert "replay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "budget"), [("16", 16), ("50%", "50%"), ("6 GiB", "6 GiB"), (None, None)])
+def test_a_whole_number_is_a_number_of_slots(text: str | None, budget: int | str | None) -> None:
+    assert _budget(text) == budget
+
+
+def test_a_price_is_shown_only_where_there_is_one() -> None:
+    assert _price(20.2, 20.0) == "20.20 (+1.00 %)"
+    assert _price(19.9, 20.0) == "19.90 (-0.50 %)"
+    assert _price(20.0, 20.0) == "20.00"

@@ -1,0 +1,137 @@
+"""The cache of a whole model: what the walk decided, made true in memory.
+
+Owns the slots of every layer and the logical residency (``LayerState``) beside them; asks the readers
+for bytes. Whatever fails on the way, one thing holds afterwards: an expert is resident exactly when a
+slot holds its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from moe_lab.cache.slots import LayerSlots
+from moe_lab.errors import ReadError
+from moe_lab.kernels.residency import LayerState
+from moe_lab.store import Readers
+
+GROUP = 8
+"""Experts read together in a pass of many tokens, and slots of scratch memory."""
+
+
+class Traffic:
+    """Bytes and seconds that loading cost, added up by the caller."""
+
+    __slots__ = ("read_bytes", "wait_s")
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+        self.wait_s = 0.0
+
+
+class ExpertCache:
+    """Slots and residency of ``L`` layers.
+
+    ``slots`` is the budget of one layer. ``states`` may be exchanged for others (a score brings its own);
+    the slots stay.
+    """
+
+    def __init__(self, states: list[LayerState], slots: int, slot_bytes: int, experts: int, readers: Readers) -> None:
+        self.states = states
+        self.slots = slots
+        self.slot_bytes = slot_bytes
+        self.layers = [LayerSlots(experts, slots, slot_bytes) for _ in states]
+        self.readers = readers
+        self._scratch = LayerSlots(experts, GROUP, slot_bytes).arena
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots, filled or not."""
+        return len(self.layers) * self.slots * self.slot_bytes
+
+    def fetch(self, layer: int, ids: np.ndarray, evicted: np.ndarray, traffic: Traffic) -> np.ndarray:
+        """Load what one token misses; returns the slots (K,) int32 of ``ids`` (K,), -1 where an id is.
+
+        ``evicted`` (K,) are the experts that the walk dropped for them. If a read fails, none of the
+        experts that were on their way is resident.
+        """
+        here, state = self.layers[layer], self.states[layer]
+        slots = here.slot_of[ids]
+        slots[ids < 0] = -1
+        missing = np.nonzero((slots < 0) & (ids >= 0))[0]
+        if missing.size:
+            for expert in evicted[evicted >= 0]:
+                here.release(int(expert))
+            self._load(layer, [int(e) for e in ids[missing]], here, state, traffic)
+            slots[missing] = here.slot_of[ids[missing]]
+        return slots
+
+    def _load(self, layer: int, experts: list[int], here: LayerSlots, state: LayerState, traffic: Traffic) -> None:
+        """Read ``experts`` into free slots; on any failure those not read leave the residency again."""
+        taken = {expert: here.reserve() for expert in experts}
+        lost = set(experts)
+        try:
+            size, wait = self.readers.load(layer, [(e, here.arena[slot]) for e, slot in taken.items()])
+            traffic.read_bytes += size
+            traffic.wait_s += wait
+            lost.clear()
+        except ReadError as error:
+            lost &= set(error.experts)
+            raise
+        finally:
+            for expert, slot in taken.items():
+                if expert in lost:
+                    here.give_back(slot)
+                    state.drop(expert)
+                else:
+                    here.fill(expert, slot)
+
+    def visit(self, layer: int, used: np.ndarray, traffic: Traffic, settle: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (expert, slot bytes) once for each of ``used``, loading those that are not here.
+
+        For a pass of many tokens, which may use more experts than there are slots: first those that lie
+        in slots already, then, in groups, the others: into the slots that the walk has emptied if the walk
+        left them resident, else into scratch. With ``settle=False`` the slots stay as they are.
+        """
+        here, state = self.layers[layer], self.states[layer]
+        present = here.slot_of[used] >= 0
+        for expert in used[present]:
+            yield int(expert), here.arena[here.slot_of[expert]]
+        absent = used[~present]
+        staying = state.resident[absent] if settle else np.zeros(absent.size, dtype=bool)
+        if settle:
+            here.release_all_but(state.resident)
+        for start in range(0, absent.size, GROUP):
+            group, stay = absent[start : start + GROUP], staying[start : start + GROUP]
+            if stay.any():
+                self._load(layer, [int(e) for e in group[stay]], here, state, traffic)
+                for expert in group[stay]:
+                    yield int(expert), here.arena[here.slot_of[expert]]
+            passing = [(int(e), self._scratch[i]) for i, e in enumerate(group[~stay])]
+            if passing:
+                size, wait = self.readers.load(layer, passing, paced=settle)
+                traffic.read_bytes += size
+                traffic.wait_s += wait
+                yield from passing
+
+    def resize(self, slots: int) -> None:
+        """Change the budget of every layer; where it shrinks, the least worth keeping leaves."""
+        for layer, state in enumerate(self.states):
+            for expert in state.resize(slots):
+                self.layers[layer].release(int(expert))
+            self.layers[layer] = self.layers[layer].resized(slots)
+        self.slots = slots
+
+    def reset(self) -> None:
+        """Empty every slot; what routing policies have learned stays."""
+        for state in self.states:
+            state.reset()
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Make map and residency agree again after a pass that was cut off."""
+        for here, state in zip(self.layers, self.states, strict=True):
+            for expert in np.nonzero(state.resident & (here.slot_of < 0))[0]:
+                state.drop(int(expert))
+            here.release_all_but(state.resident)

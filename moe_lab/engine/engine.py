@@ -1,0 +1,406 @@
+"""The engine: a Hugging Face model whose experts come from disk into a bounded cache.
+
+Ties the parts together and is what users hold. What one layer does stands in ``moe_block``, the decode loop
+in ``stream``, scoring in ``score``; here are the knobs, who may turn them when, and what is reported.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from moe_lab.cache import ExpertCache, slots_for
+from moe_lab.engine import explain as explanation
+from moe_lab.engine import score as scoring
+from moe_lab.engine import stream as decoding
+from moe_lab.engine.moe_block import MoEBlocks
+from moe_lab.engine.owner import Owner
+from moe_lab.engine.records import Phase, Reply, Score, Stats, Step
+from moe_lab.engine.sampling import Sampling
+from moe_lab.engine.telemetry import DECODE, PREFILL, Recorder, Telemetry
+from moe_lab.engine.text import stop_strings, to_ids
+from moe_lab.errors import BusyError, SettingError
+from moe_lab.eviction import EVICTION, EvictionPolicy
+from moe_lab.kernels.formats import Format
+from moe_lab.kernels.residency import LayerState
+from moe_lab.models import StreamedModel
+from moe_lab.policy import resolve
+from moe_lab.routing import ROUTING, RoutingPolicy
+from moe_lab.spec import ModelSpec
+from moe_lab.store import Disk
+from moe_lab.trace import Trace
+from moe_lab.units import format_bytes
+
+
+class Cache:
+    """The cache as a user holds it: its size, its residents, and how to change them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def slots(self) -> int:
+        """Slots a layer."""
+        return self._engine._experts.slots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self._engine._experts.nbytes
+
+    @property
+    def resident(self) -> np.ndarray:
+        """(L, E) bool: who is resident now (a copy)."""
+        return np.stack([state.resident for state in self._engine._experts.states]).astype(bool)
+
+    def resize(self, budget: int | str) -> None:
+        """Set the budget: slots a layer (``16``), ``"25%"`` of the experts, or bytes (``"6 GiB"``).
+
+        Takes effect at the next token. Where it shrinks, the experts least worth keeping leave.
+        Raises ``BudgetError`` under the floor.
+        """
+        engine = self._engine
+        slots = slots_for(budget, engine.spec, engine.format.name)
+        engine._owner.wish("cache", lambda: engine._changed(lambda: engine._experts.resize(slots)))
+
+    def reset(self) -> None:
+        """Empty the cache at the next token; what routing policies have learned stays."""
+        engine = self._engine
+        engine._owner.wish("reset", lambda: engine._changed(engine._experts.reset))
+
+    def __repr__(self) -> str:
+        spec = self._engine.spec
+        return (f"{self.slots} of {spec.experts} experts in each of {spec.L} layers, {format_bytes(self.nbytes)}; "
+                f"{int(self.resident.sum())} resident now")
+
+
+class Engine:
+    """A streamed mixture-of-experts model. Made by ``ml.load``.
+
+    >>> import moe_lab as ml
+    >>> engine = ml.load("pocket", cache="50%", routing="cache-prior")      # doctest: +SKIP
+    >>> for step in engine.stream("def fibonacci(n):", max_new_tokens=50):  # doctest: +SKIP
+    ...     print(step.text, end="")
+    """
+
+    def __init__(self, model: StreamedModel, experts: ExpertCache, format: Format, routing: RoutingPolicy,
+                 eviction: EvictionPolicy, disk: Disk | None, seed: int) -> None:
+        self.spec: ModelSpec = model.spec
+        self.hf: Any = model.hf
+        self.tokenizer: Any = model.tokenizer
+        self.format = format
+        self.seed = seed
+        self.telemetry = Telemetry(self.spec.L, self.spec.experts, self.spec.top_k, describe=self._describe)
+        self.last_pass: tuple[Phase, int] = (Phase(), 0)
+        self._experts, self._disk = experts, disk
+        self._routing, self._eviction = routing, eviction
+        self._owner = Owner()
+        self._run: object | None = None
+        self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
+                                 self.spec.expert_hidden, model.activation)
+        self._touched_dense = _touched_dense(self.hf)
+        model.connect(self._blocks)
+        self._wrap_passes()
+
+    # --- knobs ----------------------------------------------------------------------------------------
+
+    @property
+    def routing(self) -> RoutingPolicy:
+        """The routing policy; set an instance, a class or a name, in force at the next token."""
+        return self._routing
+
+    @routing.setter
+    def routing(self, policy: RoutingPolicy | type[RoutingPolicy] | str) -> None:
+        chosen = resolve(policy, ROUTING, "routing")
+        if not self._blocks.rules and chosen.lossy:
+            raise SettingError(f"routing policies are off for this model: {self.spec.routing}")
+
+        def change() -> None:
+            for state in self._experts.states:
+                state.set_routing(chosen)
+            self._routing = chosen
+
+        self._owner.wish("routing", change)
+
+    @property
+    def eviction(self) -> EvictionPolicy:
+        """The eviction policy; set an instance, a class or a name, in force at the next token."""
+        return self._eviction
+
+    @eviction.setter
+    def eviction(self, policy: EvictionPolicy | type[EvictionPolicy] | str) -> None:
+        chosen = resolve(policy, EVICTION, "eviction")
+
+        def change() -> None:
+            for state in self._experts.states:
+                state.set_eviction(chosen)
+            self._eviction = chosen
+
+        self._owner.wish("eviction", change)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache: ``slots``, ``resident``, ``resize(...)``, ``reset()``."""
+        return Cache(self)
+
+    @property
+    def disk(self) -> Disk | None:
+        """The simulated disk, or None for the real one."""
+        return self._disk
+
+    @property
+    def exact(self) -> bool:
+        """Original routing in the checkpoint's own precision: nothing alters the model's answers."""
+        return not self._routing.lossy and self.format.name == self.spec.dtype
+
+    @property
+    def busy(self) -> bool:
+        """Whether some thread is generating."""
+        return self._owner.busy
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text."""
+        end = getattr(self.hf.generation_config, "eos_token_id", None)
+        return frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128, temperature: float = 0.0,
+               top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0,
+               seed: int | None = None, stop: str | Sequence[str] | None = None,
+               stop_at_end: bool = True) -> Iterator[Step]:
+        """Generate token by token: an iterator of ``Step``.
+
+        ``prompt`` is a string or token ids. Greedy unless ``temperature`` is above 0. ``stop`` ends the text
+        before the first of its strings. The loop may be left at any point; the engine stays usable.
+        Beams and assistants are the business of ``engine.hf.generate``.
+        """
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise SettingError(f"max_new_tokens={max_new_tokens!r} must be a number of tokens, 1 or more")
+        ids = to_ids(prompt, self.tokenizer, self.hf.config.get_text_config().vocab_size, "prompt")
+        if len(ids) >= self.spec.context:
+            raise SettingError(f"the prompt has {len(ids):,} tokens and this model reads at most {self.spec.context:,}, "
+                               "the new ones included; shorten it")
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, self.seed if seed is None else seed)
+        return self._stream(ids, max_new_tokens, sampling, stop_strings(stop), stop_at_end)
+
+    def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
+                stop_at_end: bool) -> Iterator[Step]:
+        with self._owner.held():
+            run = self._begin_run()
+            steps = decoding.decode(self, ids, max_new_tokens, sampling, stops, stop_at_end)
+            for step in steps:
+                yield step
+                if self._run is not run:
+                    raise BusyError("this stream was left half-way and another run began; start it anew")
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Reply:
+        """Generate to the end; takes the options of ``stream`` and returns a ``Reply``."""
+        known = inspect.signature(self.stream).parameters
+        if unknown := [name for name in options if name not in known]:
+            raise SettingError(f"generate() does not take {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}. "
+                               "For beams, assistants and the rest use engine.hf.generate")
+        pieces, ids, finish = [], [], ""
+        total = options.get("max_new_tokens", 128)
+        steps = self.stream(prompt, **options)
+        for step in tqdm(steps, total=total, unit="tokens", desc="generate", delay=2, leave=False):
+            pieces.append(step.text)
+            ids += step.ids
+            finish = step.finish
+        return Reply("".join(pieces), tuple(ids), self.stats, self.trace, finish)
+
+    def score(self, text: str | Sequence[int], *, window: int = 1024, state: Literal["fresh", "live"] = "fresh") -> Score:
+        """Perplexity of ``text`` under the present routing, teacher-forced in windows of ``window`` tokens.
+
+        ``state="fresh"``: a residency of its own, empty at each window (the running range of Cache-Prior
+        persists); the live slots stay untouched, and reads are counted but not slowed. ``"live"`` goes on
+        from the present residents and moves them. Source: PAPER section 4, the paper's protocol.
+        """
+        if state not in ("fresh", "live"):
+            raise SettingError(f"state={state!r} is neither 'fresh' nor 'live'")
+        ids = to_ids(text, self.tokenizer, self.hf.config.get_text_config().vocab_size, "text")
+        if len(ids) < 2:
+            raise SettingError("a score needs two tokens at least: the first is only read")
+        if not isinstance(window, int) or not 1 <= window <= self.spec.context:
+            raise SettingError(f"window={window!r} must lie between 1 and this model's context of {self.spec.context:,} tokens")
+        with self._owner.held():
+            if state == "live":
+                self._begin_run()
+                return scoring.evaluate(self, ids, window, self.telemetry.recorder, fresh=False)
+            with self._own_state() as recorder:
+                return scoring.evaluate(self, ids, window, recorder, fresh=True)
+
+    def explain(self, step: Step | None = None) -> list[str]:
+        """Sentences on what happened at ``step`` (by default the last token): swaps, reads, evictions."""
+        t = self.telemetry
+        if not t.token:
+            return ["nothing has been generated yet"]
+        position = t.token - 1 if step is None else step.position
+        return explanation.sentences(t.ring, position, t.token, self.spec.top_k,
+                                     self.spec.expert_bytes[self.format.name], self.spec.layers)
+
+    def close(self) -> None:
+        """Stop the reader threads and close the files. The engine cannot be used afterwards."""
+        self._experts.readers.close()
+
+    # --- reports --------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """Figures of the last run (the present one, while it runs)."""
+        return self.stats_of(self.telemetry.recorder)
+
+    @property
+    def trace(self) -> Trace:
+        """Routes of the last run."""
+        return self.trace_of(self.telemetry.recorder)
+
+    def _describe(self) -> dict[str, Any]:
+        """What a snapshot says of the setting."""
+        return {"slots": self._experts.slots, "state": self.setting, "exact": self.exact,
+                "simulated": self._disk is not None}
+
+    @property
+    def setting(self) -> str:
+        """Routing, eviction, slots and disk in words."""
+        disk = repr(self._disk) if self._disk is not None else "real disk"
+        return (f"{self._routing!r}, {self._eviction!r}, {self._experts.slots} of {self.spec.experts} slots a layer, "
+                f"{self.format.name}, {disk}")
+
+    def stats_of(self, recorder: Recorder) -> Stats:
+        """Figures of the run that ``recorder`` kept."""
+        prefill, decode = recorder.phases
+        return Stats(prefill, decode, self.exact, self._disk is not None, self.setting, recorder.digest())
+
+    def trace_of(self, recorder: Recorder) -> Trace:
+        """Routes of the run that ``recorder`` kept."""
+        ids, gates, phase = recorder.arrays()
+        return Trace(ids=ids, weights=gates, phase=phase, experts=self.spec.experts, tokens=None,
+                     meta={"model": self.spec.name, "setting": self.setting})
+
+    def __repr__(self) -> str:
+        spec, size = self.spec, self.spec.expert_bytes[self.format.name]
+        disk = repr(self._disk) if self._disk is not None else "real disk"
+        lossless = "exact" if self.exact else "lossy"
+        return (
+            f"{spec.name}: {spec.family}, {spec.L} MoE layers x {spec.experts} experts, top-{spec.top_k}, "
+            f"{self.format.name}\n"
+            f"  cache     {self.cache!r}; an expert has {format_bytes(size)}, the floor is "
+            f"{format_bytes(spec.floor_bytes(self.format.name))}\n"
+            f"  routing   {self._routing!r}: {lossless}\n"
+            f"  eviction  {self._eviction!r}\n"
+            f"  disk      {disk}"
+        )
+
+    # --- passes ---------------------------------------------------------------------------------------
+
+    def _wrap_passes(self) -> None:
+        """Every forward call of ``engine.hf``, whoever makes it, is a pass of this engine."""
+        forward, generate = self.hf.forward, self.hf.generate
+
+        @functools.wraps(forward)
+        def one_pass(*args: Any, **kwargs: Any) -> Any:
+            with self._pass(*_shape(args, kwargs)):
+                return forward(*args, **kwargs)
+
+        @functools.wraps(generate)
+        def one_generation(*args: Any, **kwargs: Any) -> Any:
+            with self._owner.held():
+                self._begin_run()
+                return generate(*args, **kwargs)
+
+        self.hf.forward, self.hf.generate = one_pass, one_generation
+
+    @contextmanager
+    def _pass(self, rows: int, length: int, cached: bool) -> Iterator[None]:
+        """Own the engine for one forward call; what is cut off leaves cache and map in agreement."""
+        if rows > 1 and self._routing.lossy:
+            raise SettingError(
+                f"a batch of {rows} rows under {self._routing!r}: the rows would steer each other's experts, so a "
+                "lossy routing takes one row at a time; set engine.routing = 'original' for batches"
+            )
+        self._owner.take()
+        done = False
+        telemetry = self._blocks.telemetry
+        try:
+            if self._blocks.settle:
+                self._owner.between_tokens()
+            self._owner.in_pass = True
+            telemetry.begin(rows * length, DECODE if cached and length == 1 else PREFILL)
+            self._blocks.touched = 0
+            yield
+            residents = [s.resident for s in self._experts.states] if self._blocks.settle else None
+            counts = telemetry.end(residents)
+            touched = self._touched_dense + self._blocks.touched * self.spec.expert_bytes[self.format.name]
+            self.last_pass = counts, touched
+            done = True
+        finally:
+            self._owner.in_pass = False
+            if not done and self._blocks.settle:
+                self._changed(self._experts.reconcile)
+            self._owner.drop()
+
+    def _changed(self, change: Any) -> None:
+        """Make a change of the live cache and show it."""
+        change()
+        self.telemetry.settled([state.resident for state in self._experts.states])
+
+    def _begin_run(self) -> object:
+        """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
+        self._run = object()
+        self.telemetry.recorder = Recorder(self.spec.L)
+        return self._run
+
+    @contextmanager
+    def _own_state(self) -> Iterator[Recorder]:
+        """Residency, policy state and telemetry of its own for a score; the slots stay as they are."""
+        spec, live = self.spec, self._experts.states
+        own = Telemetry(spec.L, spec.experts, spec.top_k, capacity=64)
+        self._experts.states = [
+            LayerState.new(spec.experts, spec.top_k, self._experts.slots, self._routing, self._eviction, layer, self.seed)
+            for layer in range(spec.L)
+        ]
+        self._blocks.telemetry = own
+        self._blocks.settle = False
+        try:
+            yield own.recorder
+        finally:
+            self._blocks.settle = True
+            self._experts.states, self._blocks.telemetry = live, self.telemetry
+
+    def reset_residents(self) -> None:
+        """Empty the residency in force (a score's own, at each window)."""
+        for state in self._experts.states:
+            state.reset()
+
+
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, bool]:
+    """(rows, length, whether a cache of earlier tokens comes along) of a forward call."""
+    x = kwargs.get("input_ids", args[0] if args else None)
+    x = kwargs.get("inputs_embeds") if x is None else x
+    if x is None:
+        raise SettingError("the model needs input_ids or inputs_embeds")
+    past = kwargs.get("past_key_values")
+    return x.shape[0], x.shape[1], past is not None and past.get_seq_length() > 0
+
+
+def _touched_dense(hf: Any) -> int:
+    """Bytes of the dense weights that one token reads: all but the rows of the embedding that it does not look up."""
+    total = sum(p.numel() * p.element_size() for p in hf.parameters())
+    embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
+    tied = head is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
+    size = embedding.weight.numel() * embedding.weight.element_size()
+    return total if tied else total - size + size // embedding.weight.shape[0]
+
+
+def torch_dtype(format: str) -> torch.dtype:
+    """The precision of the dense part beside experts in ``format``."""
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[format]

@@ -1,0 +1,60 @@
+"""``ml.load``: from a name to an engine. Everything cheap is checked before anything long begins."""
+
+from __future__ import annotations
+
+import sys
+
+from moe_lab.cache import ExpertCache, slots_for
+from moe_lab.engine.engine import Engine, torch_dtype
+from moe_lab.errors import SettingError
+from moe_lab.eviction import EVICTION, EvictionPolicy
+from moe_lab.kernels.formats import FORMATS
+from moe_lab.kernels.residency import LayerState
+from moe_lab.models import describe, open_model, resolve_model
+from moe_lab.policy import resolve
+from moe_lab.routing import ROUTING, RoutingPolicy
+from moe_lab.spec import WeightFormat
+from moe_lab.store import Disk, ExpertStore, Readers
+from moe_lab.units import format_bytes
+
+
+def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | None = None,
+         routing: str | RoutingPolicy | type[RoutingPolicy] = "original",
+         eviction: str | EvictionPolicy | type[EvictionPolicy] = "lru",
+         disk: Disk | None = None, seed: int = 0) -> Engine:
+    """Load a mixture-of-experts model whose experts stay on disk.
+
+    ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
+    experts, or bytes (``"6 GiB"``); None keeps everything resident if it fits into the free memory, else as
+    much as fits. ``weights``: ``"f32"`` or ``"bf16"``, by default the checkpoint's own precision. ``disk``:
+    ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere. ``seed`` is the
+    default of sampling and of policies that draw.
+
+    Raises ``CheckpointError``, ``UnsupportedModelError``, ``BudgetError``, ``PolicyError``, ``SettingError``.
+
+    >>> import moe_lab as ml
+    >>> engine = ml.load("pocket", cache="50%")                             # doctest: +SKIP
+    """
+    chosen_routing = resolve(routing, ROUTING, "routing")
+    chosen_eviction = resolve(eviction, EVICTION, "eviction")
+    if disk is not None and not isinstance(disk, Disk):
+        raise SettingError(f"disk={disk!r} is not a disk; type disk=ml.Disk(bandwidth='200 MB/s')")
+    folder = resolve_model(model)
+    spec = describe(folder, name=model)
+    name = spec.dtype if weights is None else weights
+    if name not in FORMATS:
+        raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
+    format = FORMATS[name]
+    slots = slots_for(cache, spec, name)
+    if cache is None and slots < spec.experts:
+        print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
+              f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
+    opened = open_model(folder, torch_dtype(name), name=model)
+    store = ExpertStore(opened.plan, format)
+    states = [
+        LayerState.new(spec.experts, spec.top_k, slots, chosen_routing, chosen_eviction, layer, seed)
+        for layer in range(spec.L)
+    ]
+    experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
+                          Readers(store, disk))
+    return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed)

@@ -1,0 +1,99 @@
+"""One MoE layer of one pass: gate → route → fetch → compute → combine. The page to read first.
+
+The model's own router has made the logits; the walk decides which experts are used and who stays; the
+cache makes that true; the kernel runs the chosen experts straight from their slots. Nothing here knows a
+policy, a format or a family.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from moe_lab.cache import ExpertCache
+from moe_lab.cache.experts import Traffic
+from moe_lab.engine.telemetry import Telemetry
+from moe_lab.kernels.formats import Format
+from moe_lab.kernels.walk import Walked, walk
+from moe_lab.models.rules import RouterRule
+
+
+class MoEBlocks:
+    """The handler that the streamed model calls at each of its MoE layers.
+
+    ``settle`` says whether slots follow the residency (generation) or stay as they are while a score
+    keeps a residency of its own.
+    """
+
+    def __init__(self, cache: ExpertCache, format: Format, rules: list[RouterRule], telemetry: Telemetry,
+                 hidden: int, expert_hidden: int, activation: str) -> None:
+        self.cache, self.format, self.rules, self.telemetry = cache, format, rules, telemetry
+        self.D, self.F, self.activation = hidden, expert_hidden, activation
+        self.settle = True
+        self.touched = 0
+        """Experts whose weights the present pass has read."""
+        self._walked: Walked | None = None
+        self._x = np.zeros(hidden, dtype=np.float32)
+        self._y = np.zeros(hidden, dtype=np.float32)
+
+    def route(self, layer: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the experts of (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32."""
+        began = perf_counter()
+        rule, state = self.rules[layer], self.cache.states[layer]
+        z = logits.detach().float().contiguous()
+        weights = rule.weights(z)
+        before = state.resident.copy()
+        walked = walk(state, z.numpy(), weights.numpy())
+        gates = rule.finish(walked.gates, walked.ids)
+        self._walked = walked
+        self.telemetry.routed(layer, walked, z.numpy(), before, perf_counter() - began)
+        return torch.from_numpy(walked.ids.astype(np.int64)), torch.from_numpy(gates)
+
+    def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
+        began = perf_counter()
+        traffic, slots = Traffic(), None
+        if x.shape[0] == 1 and self.settle:
+            self.touched += ids.shape[1]
+            slots = self.cache.fetch(layer, ids[0].numpy().astype(np.int32), self._walked.evicted[0], traffic)
+            out = self._token(layer, x, slots, weights)
+        else:
+            out = self._tokens(layer, x, ids, weights, traffic)
+        elapsed = perf_counter() - began
+        self.telemetry.computed(layer, slots, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        return out
+
+    def _token(self, layer: int, x: torch.Tensor, slots: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
+        """One token: all its experts in one kernel call, from their slots."""
+        self._x[:] = x[0].float().numpy()
+        gates = weights[0].float().numpy()
+        self.format.ffn_token(self._x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
+        return torch.from_numpy(self._y).to(x.dtype, copy=True)[None]
+
+    def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+                traffic: Traffic) -> torch.Tensor:
+        """Many tokens: grouped by expert, each expert's weights touched once; summed in the order of the gates."""
+        rows, gates = x.float(), weights.float()
+        parts = torch.zeros(*ids.shape, self.D)
+        used = np.unique(ids.numpy())
+        act = ACTIVATIONS[self.activation]
+        self.touched += int(np.count_nonzero(used >= 0))
+        for expert, slot in self.cache.visit(layer, used[used >= 0], traffic, self.settle):
+            token, place = torch.nonzero(ids == expert, as_tuple=True)
+            gate, up, down = (torch.from_numpy(w) for w in self.format.decode(slot, self.D, self.F))
+            group = rows[token]
+            y = F.linear(act(F.linear(group, gate)) * F.linear(group, up), down)
+            parts[token, place] = y * gates[token, place, None]
+        return parts.sum(1).to(x.dtype)
+
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+"""Activations by the names that the kernels use."""

@@ -1,0 +1,55 @@
+"""A teacher-forced evaluation: perplexity of a text under the present routing, exact in one pass a window.
+
+With a budget per layer the residents of a layer depend on that layer's tokens alone, so the walk routes a
+whole window as token-by-token generation would have (PAPER section 5).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from moe_lab.engine.records import Score
+from moe_lab.engine.telemetry import Recorder
+
+if TYPE_CHECKING:
+    from moe_lab.engine.engine import Engine
+
+
+def evaluate(engine: Engine, ids: list[int], window: int, recorder: Recorder, fresh: bool) -> Score:
+    """Mean loss of each token given those before it in its window; residents are reset per window if ``fresh``."""
+    losses: list[float] = []
+    counts: list[int] = []
+    starts = range(0, len(ids) - 1, window)
+    with torch.inference_mode(), tqdm(total=len(ids) - 1, unit="tokens", desc="score", delay=2, leave=False) as bar:
+        for start in starts:
+            part = torch.tensor([ids[start : start + window + 1]])
+            if fresh:
+                engine.reset_residents()
+            logits = engine.hf(input_ids=part[:, :-1], use_cache=False).logits[0]
+            loss = F.cross_entropy(logits.float(), part[0, 1:], reduction="sum").item()
+            n = part.shape[1] - 1
+            losses.append(loss / n)
+            counts.append(n)
+            bar.update(n)
+    total = sum(loss * n for loss, n in zip(losses, counts, strict=True))
+    tokens = sum(counts)
+    mean = total / tokens
+    size = _bytes(engine, ids[1:])
+    return Score(
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=total / math.log(2) / size if size else math.nan,
+        loss=mean, tokens=tokens, window_losses=tuple(losses),
+        stats=engine.stats_of(recorder), trace=engine.trace_of(recorder),
+    )
+
+
+def _bytes(engine: Engine, ids: list[int]) -> int:
+    """Bytes of the scored text, 0 without a tokenizer."""
+    if engine.tokenizer is None:
+        return 0
+    return len(engine.tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode())

@@ -1,0 +1,163 @@
+"""Finding the mixture-of-experts blocks of a transformers model, whatever its family.
+
+Knows the marks that transformers leaves on every experts module. Knows no family by name and no weight:
+it looks at a skeleton without memory (the meta device). What it cannot run it refuses with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from moe_lab.errors import CheckpointError, UnsupportedModelError
+from moe_lab.kernels.activation import TWINS
+
+
+@dataclass(frozen=True)
+class Block:
+    """One MoE block: where its experts and its router hang in the model, and their sizes."""
+
+    layer: int
+    """Its place among all layers of the model."""
+    experts: str
+    """Name of the experts module."""
+    router: str | None
+    """Name of the router module, None where none was found."""
+    E: int
+    D: int
+    F: int
+    activation: str
+
+
+def read_config(folder: Path, name: str) -> PreTrainedConfig:
+    """The configuration in ``folder``; ``CheckpointError`` or ``UnsupportedModelError`` says what is wrong with it."""
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{name!r} has no config.json: {folder} is no checkpoint folder of transformers")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if "does not recognize this architecture" in str(error) or "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"{name!r} is of a family that transformers {transformers.__version__} does not know; MoE Lab runs the "
+                f"families of that release and never code that comes with a checkpoint"
+            ) from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+        raise UnsupportedModelError(f"{name!r} is quantised ({method}); MoE Lab reads float32, float16 and bfloat16 "
+                                    f"checkpoints: take the unquantised one")
+    return config
+
+
+def model_class(config: PreTrainedConfig, name: str) -> type[Any]:
+    """The language model class of a configuration."""
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[no-any-return]
+    except KeyError:
+        raise UnsupportedModelError(f"{name!r} ({config.model_type}) is no causal language model of transformers") from None
+
+
+def skeleton(config: PreTrainedConfig, name: str) -> Any:
+    """The whole model on the meta device: names and shapes, no memory."""
+    base = model_class(config, name)
+    try:
+        with torch.device("meta"), quiet():
+            return base(config)
+    except Exception as error:
+        raise CheckpointError(f"the configuration of {name!r} does not make a {base.__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' log to errors, and its progress bars away."""
+    log = logging.getLogger("transformers")
+    level, bars = log.level, transformers.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def experts_modules(model: Any) -> list[tuple[str, Any]]:
+    """(name, module) of everything that transformers has marked as experts."""
+    return [(name, module) for name, module in model.named_modules()
+            if hasattr(module, "is_concatenated") and hasattr(module, "_is_expert_parallel")]
+
+
+def find_blocks(model: Any, name: str) -> list[Block]:
+    """All MoE blocks in the order of their layers.
+
+    Raises ``UnsupportedModelError`` for a dense model and for experts of a form that the kernels do not have.
+    """
+    found = experts_modules(model)
+    family = model.config.model_type
+    if not found:
+        raise UnsupportedModelError(f"{name!r} ({family}) has no experts: it is a dense model, all of which is needed for every "
+                                    f"token; MoE Lab streams mixtures of experts such as OLMoE, Qwen-MoE and Mixtral")
+    for path, module in found:
+        if odd := _unlike(module):
+            raise UnsupportedModelError(f"{name!r} ({family}) has experts that MoE Lab cannot run yet: {', '.join(odd)} "
+                                        f"({path}, {type(module).__name__})")
+    blocks = [_block(model, path, module) for path, module in found]
+    if len({(b.E, b.D, b.F, b.activation) for b in blocks}) > 1:
+        raise UnsupportedModelError(f"{name!r} ({family}) has layers with experts of different sizes or activations, "
+                                    f"which MoE Lab cannot run yet")
+    return blocks
+
+
+def _unlike(module: Any) -> list[str]:
+    """In words, what distinguishes these experts from down(act(gate x) * up x)."""
+    odd = {
+        "no gate": not module.has_gate, "biases": module.has_bias, "transposed matrices": module.is_transposed,
+        "gate and up interleaved": not module.is_concatenated, "a norm after each expert": module.has_post_expert_norm,
+        "a gate function of their own": type(module)._apply_gate.__name__ != "_default_apply_gate",
+        "an unknown activation": _activation(module) is None,
+    }
+    return [words for words, true in odd.items() if true]
+
+
+def _activation(module: Any) -> str | None:
+    """The kernels' name of the activation, recognised by its values; None for one they do not have."""
+    function = getattr(module, "act_fn", None)
+    if function is None:
+        return None
+    x = np.linspace(-6, 6, 97)
+    y = function(torch.from_numpy(x)).numpy()
+    return next((name for name, twin in TWINS.items() if np.abs(twin(x) - y).max() < 1e-6), None)
+
+
+def _block(model: Any, path: str, module: Any) -> Block:
+    parent = path.rpartition(".")[0]
+    numbers = re.findall(r"\.(\d+)\.", f".{path}.")
+    E, twice_F, D = module.gate_up_proj.shape
+    activation = _activation(module)
+    assert activation is not None
+    return Block(int(numbers[0]) if numbers else 0, path, _router(model, parent), E, D, twice_F // 2, activation)
+
+
+def _router(model: Any, parent: str) -> str | None:
+    """The router beside the experts: the class that transformers records as such, else one that is called so."""
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+    recorded = recorded[0] if isinstance(recorded, list | tuple) else recorded
+    target = getattr(recorded, "target_class", recorded)
+    children = list(model.get_submodule(parent).named_children())
+    named = [n for n, child in children if re.search("Router|Gate", type(child).__name__)]
+    exact = [n for n, child in children if isinstance(target, type) and isinstance(child, target)]
+    candidates = exact if len(exact) == 1 else named
+    return f"{parent}.{candidates[0]}" if len(candidates) == 1 else None

@@ -1,0 +1,160 @@
+"""Opening a checkpoint: its numbers without its weights, or the model with everything but its experts.
+
+Knows the order of things: configuration, headers, skeleton, blocks, plan, rules, weights. Everything that
+can be wrong with a checkpoint is found before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from moe_lab.errors import CheckpointError, SettingError
+from moe_lab.kernels.formats import FORMATS
+from moe_lab.models import hub
+from moe_lab.models.find import Block, find_blocks, model_class, quiet, read_config, skeleton
+from moe_lab.models.plan import dense_bytes, expert_plan
+from moe_lab.models.rules import RouterRule, find_rules
+from moe_lab.models.streaming import BlockHandler, Socket, hook_routers, streaming_class
+from moe_lab.spec import ModelSpec, WeightFormat
+from moe_lab.store import ExpertPlan, TensorEntry, read_checkpoint
+
+OWN_PRECISION: dict[str, WeightFormat] = {"F32": "f32", "BF16": "bf16", "F16": "f32"}
+"""The format that changes nothing, by the type in the file (float16 fits into float32)."""
+DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
+"""torch's type of the dense part, by weight format."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+
+
+@dataclass
+class StreamedModel:
+    """An open model: everything but its experts, and where those are.
+
+    ``rules`` has one per MoE block, or is None where routing policies are off (``spec.routing`` says why).
+    """
+
+    hf: Any
+    tokenizer: Any | None
+    spec: ModelSpec
+    rules: list[RouterRule] | None
+    plan: ExpertPlan
+    blocks: list[Block]
+    folder: Path
+
+    @property
+    def activation(self) -> str:
+        """Name of the experts' activation, as the kernels call it."""
+        return self.blocks[0].activation
+
+    def attach(self, handler: BlockHandler) -> None:
+        """From now on ``handler`` computes the experts and, where ``rules`` are known, routes."""
+        socket: Socket = self.hf.moe_lab_socket
+        socket.handler = handler
+
+
+@dataclass(frozen=True)
+class _Findings:
+    config: Any
+    blocks: list[Block]
+    plan: ExpertPlan
+    rules: list[RouterRule] | None
+    spec: ModelSpec
+
+
+def info(name: str | os.PathLike[str]) -> ModelSpec:
+    """What a model is, in numbers; loads no weights. For a hub id only json files and headers are fetched.
+
+    Raises ``CheckpointError`` and ``UnsupportedModelError`` as ``open_model`` would.
+
+    >>> spec = info("pocket")
+    >>> spec.family, spec.L, spec.experts, spec.top_k
+    ('olmoe', 6, 64, 8)
+    """
+    folder = hub.local_folder(name)
+    if folder is not None:
+        return describe(folder, os.fspath(name))
+    folder, tensors = hub.remote_headers(str(name))
+    return _study(read_config(folder, str(name)), str(name), tensors).spec
+
+
+def describe(folder: Path, name: str | None = None) -> ModelSpec:
+    """What the checkpoint in ``folder`` is, in numbers, from its configuration and its headers."""
+    name = name or str(folder)
+    return _study(read_config(folder, name), name, read_checkpoint(folder)).spec
+
+
+def open_model(name: str | os.PathLike[str], *, dtype: str | None = None) -> StreamedModel:
+    """The model without its experts; not one of their bytes is read.
+
+    Args:
+        name: "pocket", a local folder or a hub id.
+        dtype: "f32" or "bf16" for the dense part; None is the checkpoint's own precision.
+
+    Raises ``CheckpointError`` where something is missing or damaged, ``UnsupportedModelError`` for a dense
+    model or one that is not understood.
+
+    >>> model = open_model("pocket")
+    >>> type(model.hf).__name__, model.spec.dtype
+    ('OlmoeForCausalLM', 'bf16')
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingError(f"no precision {dtype!r} for the dense part; type one of {', '.join(map(repr, DTYPES))}")
+    folder, name = hub.resolve_model(name), os.fspath(name)
+    found = _study(read_config(folder, name), name, read_checkpoint(folder))
+    model = _load(folder, name, found, DTYPES[dtype or found.spec.dtype])
+    if found.rules is not None:
+        hook_routers(model, found.blocks)
+    return StreamedModel(model, _tokenizer(folder, name), found.spec, found.rules, found.plan, found.blocks, folder)
+
+
+def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> _Findings:
+    """Everything that configuration and headers tell."""
+    bones = skeleton(config, name)
+    blocks = find_blocks(bones, name)
+    plan = expert_plan(bones, blocks, tensors, name)
+    text = config.get_text_config()
+    K = int(text.num_experts_per_tok)
+    routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
+    rules, words = find_rules(text, routers, K)
+    first = blocks[0]
+    spec = ModelSpec(
+        name=name, family=config.model_type, layers=tuple(b.layer for b in blocks), experts=first.E, top_k=K,
+        hidden=first.D, expert_hidden=first.F,
+        expert_bytes={key: format.slot_bytes(first.D, first.F) for key, format in FORMATS.items()},
+        dense_bytes=dense_bytes(tensors, plan), dtype=OWN_PRECISION[plan.dtype],
+        context=int(text.max_position_embeddings), routing=words,
+    )
+    return _Findings(config, blocks, plan, rules, spec)
+
+
+def _load(folder: Path, name: str, found: _Findings, dtype: torch.dtype) -> Any:
+    """The dense part, by transformers' own loader."""
+    streamed = streaming_class(model_class(found.config, name), found.blocks)
+    try:
+        with quiet():
+            model, report = streamed.from_pretrained(folder, config=found.config, dtype=dtype, local_files_only=True,
+                                                     use_safetensors=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if absent := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{name!r} lacks {len(absent)} tensors of its dense part: {', '.join(absent[:3])}"
+                              f"{' ...' if len(absent) > 3 else ''}; the checkpoint is incomplete")
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(folder: Path, name: str) -> Any | None:
+    """The tokenizer of the folder; None where it has none."""
+    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        return None
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes the library raise
+        raise CheckpointError(f"the tokenizer of {name!r} cannot be read: {str(error).strip().splitlines()[0]}; fetch the "
+                              f"files {', '.join(f for f in _TOKENIZER_FILES if (folder / f).exists())} again") from error

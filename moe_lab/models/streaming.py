@@ -1,0 +1,149 @@
+"""A transformers model whose experts are somewhere else.
+
+Knows how a model is built so that ``from_pretrained`` reads everything but the experts, and how a block
+calls whoever has them (the handler). Knows no cache, no slot, no policy. What cannot work on such a model
+(saving, training, moving) says so instead of doing something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import nn
+
+from moe_lab.errors import SettingError
+from moe_lab.models.find import Block
+
+
+class BlockHandler(Protocol):
+    """Whoever has the experts. ``layer`` counts MoE blocks from 0; T are the rows of a batch, token by token."""
+
+    def route(self, layer: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Choose for (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32.
+
+        None keeps the choice of the model's own router. Not called where routing policies are off.
+        """
+
+    def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The weighted sum (T, D) of experts ``ids`` (T, K) of ``x`` (T, D), in the type of ``x``."""
+
+
+class Unattached:
+    """The handler of a model that has none yet."""
+
+    def route(self, layer: int, logits: torch.Tensor) -> NoReturn:
+        """Refuse."""
+        raise SettingError("this model has no experts yet: models are opened by ml.load(...), use engine.hf")
+
+    def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> NoReturn:
+        """Refuse."""
+        raise SettingError("this model has no experts yet: models are opened by ml.load(...), use engine.hf")
+
+
+class Socket:
+    """The one place where all blocks of a model look for their handler."""
+
+    __slots__ = ("handler",)
+
+    def __init__(self) -> None:
+        self.handler: BlockHandler = Unattached()
+
+
+class StreamedExperts(nn.Module):
+    """Stands where the experts were; has no parameters."""
+
+    def __init__(self, socket: Socket, layer: int) -> None:
+        super().__init__()
+        self.socket, self.layer = socket, layer
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+        """The handler's sum of expert outputs, (T, D)."""
+        return self.socket.handler.compute(self.layer, hidden_states, top_k_index, top_k_weights)
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"MoE layer {self.layer}, streamed"
+
+
+def router_hook(socket: Socket, layer: int) -> Callable[..., Any]:
+    """A forward hook that puts the handler's choice in the place of the router's."""
+
+    def hook(router: nn.Module, args: Any, out: Any) -> Any:
+        chosen = socket.handler.route(layer, out[0])
+        return out if chosen is None else (out[0], chosen[1], chosen[0])
+
+    return hook
+
+
+def streaming_class(base: type[Any], blocks: list[Block]) -> type[Any]:
+    """``base`` with streamed experts. Keeps name and module: transformers finds its conversion tables by them."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        socket = Socket()
+        for layer, block in enumerate(blocks):
+            parent, _, attribute = block.experts.rpartition(".")
+            setattr(self.get_submodule(parent), attribute, StreamedExperts(socket, layer))
+        self.moe_lab_socket = socket
+
+    ignored = {rf"(^|\.){re.escape(block.experts.rpartition('.')[2])}\." for block in blocks}
+    return type(base.__name__, (base,), {
+        "__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__, **_GUARDS,
+        "_keys_to_ignore_on_load_unexpected": [*(base._keys_to_ignore_on_load_unexpected or []), *sorted(ignored)],
+    })
+
+
+def hook_routers(model: Any, blocks: list[Block]) -> None:
+    """Let the handler choose in every block whose router was found."""
+    for layer, block in enumerate(blocks):
+        if block.router is not None:
+            model.get_submodule(block.router).register_forward_hook(router_hook(model.moe_lab_socket, layer))
+
+
+def _refuse(what: str, instead: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise SettingError(f"{what} does not work on a streamed model, whose experts are not in it; {instead}")
+
+    return method
+
+
+def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Only to where and what the model is."""
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    if (device is None or device.type == "cpu") and (dtype is None or dtype == self.dtype):
+        return self
+    raise SettingError(f"a streamed model stays on the CPU in {self.dtype}, not {device or dtype}; for another precision "
+                       f"load it again: ml.load(..., weights='f32') or weights='bf16'")
+
+
+def _train(self: Any, mode: bool = True) -> Any:
+    """Only ``eval()``."""
+    if mode:
+        raise SettingError("a streamed model cannot be trained, its experts are not in it; train the original with "
+                           "transformers, then load the result")
+    return nn.Module.train(self, False)
+
+
+def _requires_grad(self: Any, requires_grad: bool = True) -> Any:
+    """Only off."""
+    if requires_grad:
+        _train(self, True)
+    return nn.Module.requires_grad_(self, False)
+
+
+_RELOAD = "load it again in that precision: ml.load(..., weights='f32') or weights='bf16'"
+_ORIGINAL = "copy the checkpoint folder it was loaded from, which is unchanged"
+_GUARDS: dict[str, Any] = {
+    "to": _to, "train": _train, "requires_grad_": _requires_grad,
+    "save_pretrained": _refuse("save_pretrained", _ORIGINAL), "push_to_hub": _refuse("push_to_hub", _ORIGINAL),
+    "cuda": _refuse(".cuda()", "it runs on the CPU"), "xpu": _refuse(".xpu()", "it runs on the CPU"),
+    "mtia": _refuse(".mtia()", "it runs on the CPU"), "ipu": _refuse(".ipu()", "it runs on the CPU"),
+    "to_empty": _refuse(".to_empty()", "it runs on the CPU"), "double": _refuse(".double()", _RELOAD),
+    "half": _refuse(".half()", _RELOAD), "float": lambda self: self.to(torch.float32),
+    "bfloat16": lambda self: self.to(torch.bfloat16), "type": _refuse(".type()", _RELOAD),
+    "__deepcopy__": _refuse("copy.deepcopy", "load it a second time"),
+}
+"""Methods that a streamed model cannot have, or only in part."""

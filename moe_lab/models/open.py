@@ -52,7 +52,7 @@ class StreamedModel:
         """Name of the experts' activation, as the kernels call it."""
         return self.blocks[0].activation
 
-    def attach(self, handler: BlockHandler) -> None:
+    def connect(self, handler: BlockHandler) -> None:
         """From now on ``handler`` computes the experts and, where ``rules`` are known, routes."""
         socket: Socket = self.hf.moe_lab_socket
         socket.handler = handler
@@ -89,12 +89,13 @@ def describe(folder: Path, name: str | None = None) -> ModelSpec:
     return _study(read_config(folder, name), name, read_checkpoint(folder)).spec
 
 
-def open_model(name: str | os.PathLike[str], *, dtype: str | None = None) -> StreamedModel:
+def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *, name: str | None = None) -> StreamedModel:
     """The model without its experts; not one of their bytes is read.
 
     Args:
-        name: "pocket", a local folder or a hub id.
-        dtype: "f32" or "bf16" for the dense part; None is the checkpoint's own precision.
+        folder: "pocket", a local folder or a hub id.
+        dtype: torch.float32 or torch.bfloat16 for the dense part; None is the checkpoint's own precision.
+        name: what messages and ``spec`` call it; by default ``folder``.
 
     Raises ``CheckpointError`` where something is missing or damaged, ``UnsupportedModelError`` for a dense
     model or one that is not understood.
@@ -103,11 +104,12 @@ def open_model(name: str | os.PathLike[str], *, dtype: str | None = None) -> Str
     >>> type(model.hf).__name__, model.spec.dtype
     ('OlmoeForCausalLM', 'bf16')
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingError(f"no precision {dtype!r} for the dense part; type one of {', '.join(map(repr, DTYPES))}")
-    folder, name = hub.resolve_model(name), os.fspath(name)
+    if dtype is not None and dtype not in DTYPES.values():
+        raise SettingError(f"no dense part in {dtype}; possible are {', '.join(map(str, DTYPES.values()))}")
+    name = os.fspath(folder) if name is None else name
+    folder = hub.resolve_model(folder)
     found = _study(read_config(folder, name), name, read_checkpoint(folder))
-    model = _load(folder, name, found, DTYPES[dtype or found.spec.dtype])
+    model = _load(folder, name, found, dtype or DTYPES[found.spec.dtype])
     if found.rules is not None:
         hook_routers(model, found.blocks)
     return StreamedModel(model, _tokenizer(folder, name), found.spec, found.rules, found.plan, found.blocks, folder)

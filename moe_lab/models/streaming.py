@@ -31,7 +31,7 @@ class BlockHandler(Protocol):
         """The weighted sum (T, D) of experts ``ids`` (T, K) of ``x`` (T, D), in the type of ``x``."""
 
 
-class Unattached:
+class Unconnected:
     """The handler of a model that has none yet."""
 
     def route(self, layer: int, logits: torch.Tensor) -> NoReturn:
@@ -49,7 +49,7 @@ class Socket:
     __slots__ = ("handler",)
 
     def __init__(self) -> None:
-        self.handler: BlockHandler = Unattached()
+        self.handler: BlockHandler = Unconnected()
 
 
 class StreamedExperts(nn.Module):

@@ -1,0 +1,76 @@
+"""One layer as a kernel sees it: the block of addresses, opened.
+
+Knows the order of the block's fields and the arrays behind them. ``residency.LayerState`` writes the block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.layout import Stats
+from moe_lab.kernels.pointers import pointer
+
+FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size", "routing_parameters",
+          "eviction_parameters", "memory_words",
+          "memory", "shadow", "resident", "last_use", "arrived", "uses", "own", "clock", "routing_state",
+          "eviction_state", "routing_params", "eviction_params", "scores", "marks", "report",
+          "rank", "keep", "touch", "left", "token")
+"""Numbers, then addresses of arrays, then addresses of functions (0: no such hook)."""
+(EXPERTS, TOP_K, SLOTS, COLUMNS, ROUTING_SIZE, EVICTION_SIZE, ROUTING_PARAMETERS, EVICTION_PARAMETERS, MEMORY_WORDS,
+ MEMORY, SHADOW, RESIDENT, LAST_USE, ARRIVED, USES, OWN_COLUMNS, CLOCK, ROUTING_STATE,
+ EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, SCORES, MARKS, REPORT,
+ RANK, KEEP, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
+
+FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP = range(4)
+"""What a kernel returns; ``report`` says where: (token, expert)."""
+
+
+class Layer(NamedTuple):
+    """The arrays of one layer. ``marks`` (E + 1,) int64: who is protected, and the mark of the present token."""
+
+    resident: np.ndarray
+    stats: Stats
+    clock: np.ndarray
+    routing_state: np.ndarray
+    eviction_state: np.ndarray
+    routing_params: np.ndarray
+    eviction_params: np.ndarray
+    scores: np.ndarray
+    marks: np.ndarray
+    report: np.ndarray
+
+
+@jit(cache=False)
+def opened(block: np.ndarray) -> Layer:
+    """The arrays that ``block`` (int64) points to."""
+    E = block[EXPERTS]
+    stats = Stats(
+        numba.carray(pointer(block[LAST_USE]), (E,), np.int64),
+        numba.carray(pointer(block[ARRIVED]), (E,), np.int64),
+        numba.carray(pointer(block[USES]), (E,), np.int64),
+        numba.carray(pointer(block[OWN_COLUMNS]), (block[COLUMNS], E), np.float64),
+    )
+    return Layer(
+        numba.carray(pointer(block[RESIDENT]), (E,), np.bool_),
+        stats,
+        numba.carray(pointer(block[CLOCK]), (1,), np.int64),
+        numba.carray(pointer(block[ROUTING_STATE]), (block[ROUTING_SIZE],), np.float64),
+        numba.carray(pointer(block[EVICTION_STATE]), (block[EVICTION_SIZE],), np.float64),
+        numba.carray(pointer(block[ROUTING_PARAMS]), (block[ROUTING_PARAMETERS],), np.float64),
+        numba.carray(pointer(block[EVICTION_PARAMS]), (block[EVICTION_PARAMETERS],), np.float64),
+        numba.carray(pointer(block[SCORES]), (E,), np.float32),
+        numba.carray(pointer(block[MARKS]), (E + 1,), np.int64),
+        numba.carray(pointer(block[REPORT]), (2,), np.int64),
+    )
+
+
+@jit(cache=False)
+def remember(block: np.ndarray) -> None:
+    """Copy what the kernels change, so that it can be put back."""
+    memory = numba.carray(pointer(block[MEMORY]), (block[MEMORY_WORDS],), np.int64)
+    shadow = numba.carray(pointer(block[SHADOW]), (block[MEMORY_WORDS],), np.int64)
+    shadow[:] = memory

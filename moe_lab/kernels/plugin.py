@@ -1,0 +1,122 @@
+"""Policies' functions made into machine code, and what is said when they break their contract.
+
+Knows how a plain Python function of a policy is compiled and which line of it is to blame. The functions of
+this package are kept on disk; those of users are compiled with bounds checks, in each process. Globals and
+closures are frozen when a function is compiled.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numba
+from numba.core.errors import NumbaError
+
+from moe_lab.errors import PolicyError
+from moe_lab.kernels.jit import keep_on_disk
+from moe_lab.kernels.pointers import SIGNATURES
+
+if TYPE_CHECKING:
+    from moe_lab.policy import Policy
+
+HOOKS = {"routing": ("rank",), "eviction": ("keep", "touch", "left", "token")}
+"""Functions of a policy, by kind."""
+
+_compiled: weakref.WeakKeyDictionary[type[Policy], dict[str, int]] = weakref.WeakKeyDictionary()
+_alive: list[Any] = []
+_lock = threading.Lock()
+
+
+def addresses(policy: type[Policy]) -> dict[str, int]:
+    """Addresses of the compiled functions of a policy class by name, 0 for a hook that it lacks.
+
+    Compiled once per class; instances with other parameters share the code.
+
+    Raises:
+        PolicyError: a function that numba cannot compile, or that returns the wrong type.
+    """
+    with _lock:
+        if policy not in _compiled:
+            _compiled[policy] = {name: _address(policy, name) for name in HOOKS[policy.kind]}
+        return _compiled[policy]
+
+
+def functions(policy: type[Policy]) -> list[Callable[..., Any]]:
+    """The plain functions of a policy class."""
+    return [function for name in HOOKS[policy.kind] if (function := getattr(policy, name)) is not None]
+
+
+def _address(policy: type[Policy], name: str) -> int:
+    function = getattr(policy, name)
+    if function is None:
+        return 0
+    ours = function.__module__.startswith("moe_lab.")
+    signature = SIGNATURES[name]
+    dispatcher = numba.njit(nogil=True, boundscheck=not ours)(function)
+    if ours:
+        keep_on_disk(dispatcher)
+    try:
+        dispatcher.compile(signature)
+    except NumbaError as error:
+        raise PolicyError(_not_compiled(policy, function, signature, error)) from error
+    result = dispatcher.get_compile_result(signature)
+    _alive.append(dispatcher)       # machine code must outlive every layer that calls it
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+
+
+def _not_compiled(policy: type[Policy], function: Callable[..., Any], signature: Any, error: NumbaError) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    code = function.__code__
+    lines = [int(n) for n in re.findall(rf"{re.escape(code.co_filename)}[\"']?,? \(?(?:line )?(\d+)", text)]
+    line = next((n for n in lines if n > code.co_firstlineno), code.co_firstlineno)
+    said = [row.strip() for row in text.splitlines() if row.strip()]
+    reason = next((row for row in said if not row.startswith(("Failed in", "During", "File", "non-precise type pyobject",
+                                                              ">>>", "- Resolution", "There are", "Overload"))), said[0])
+    wanted = "a float" if function.__name__ == "keep" or signature.return_type == numba.float64 else "nothing"
+    return (f"policy {policy.name!r}: {place(function, line)} cannot be compiled: {reason}\n"
+            f"numba compiles plain functions over numbers and arrays; this one must return {wanted}. Names from "
+            "outside are frozen as they are when it is compiled.")
+
+
+def place(function: Callable[..., Any], line: int | None = None) -> str:
+    """Where a function stands, and the text of that line."""
+    code = function.__code__
+    line = code.co_firstlineno if line is None else line
+    text = linecache.getline(code.co_filename, line).strip()
+    return f"{function.__name__} ({code.co_filename}, line {line}{f': {text}' if text else ''})"
+
+
+def blamed(error: BaseException, policy: type[Policy]) -> str | None:
+    """The place in a function of ``policy`` that the traceback of ``error`` points to, if it does."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for function in functions(policy):
+            code = function.__code__
+            if frame.filename == code.co_filename and frame.name == function.__name__:
+                return place(function, frame.lineno)
+    return None
+
+
+def raised(error: Exception, policies: tuple[type[Policy], ...], rerun: Callable[[], object]) -> PolicyError:
+    """The PolicyError for an exception in compiled code. ``rerun`` repeats the work with the plain functions.
+
+    numba carries the line of a ``raise``; for a division by zero or an index out of range the plain functions
+    are asked, which fail at the same place.
+    """
+    found = [(policy, at) for policy in policies if (at := blamed(error, policy))]
+    if not found:
+        try:
+            rerun()
+        except Exception as again:
+            found = [(policy, at) for policy in policies if (at := blamed(again, policy))]
+    what = f"{type(error).__name__}: {error}"
+    if found:
+        return PolicyError(f"policy {found[0][0].name!r}: {found[0][1]} raised {what}. Nothing was changed.")
+    names = " or ".join(repr(policy.name) for policy in policies)
+    at = "; ".join(place(function) for policy in policies for function in functions(policy))
+    return PolicyError(f"policy {names} raised {what}. Its functions: {at}. Nothing was changed.")

@@ -1,0 +1,62 @@
+"""Machine addresses as numba sees them: a function at an address, an array at an address.
+
+A kernel call costs one conversion per array argument; a layer has fifteen arrays and up to five plugged-in
+functions that stay the same from call to call. So their addresses are written down once, in one block of
+integers, and the kernel opens the block. Whoever writes an address keeps the thing behind it alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from moe_lab.kernels.layout import Stats
+
+I64 = types.Array(types.int64, 1, "C")
+F32 = types.Array(types.float32, 1, "C")
+F64 = types.Array(types.float64, 1, "C")
+BOOL = types.Array(types.boolean, 1, "C")
+STATS = types.NamedTuple([I64, I64, I64, types.Array(types.float64, 2, "C")], Stats)
+
+SIGNATURES = {
+    "rank": types.void(F32, F32, types.int64, BOOL, F64, F64, F32),
+    "keep": types.float64(types.int64, STATS, F64, F64, types.int64),
+    "touch": types.void(types.int64, types.float64, types.boolean, STATS, F64, F64, types.int64),
+    "left": types.void(types.int64, STATS, F64, F64, types.int64),
+    "token": types.void(F32, STATS, F64, F64, types.int64),
+}
+"""Types of the functions of a policy, by name."""
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any) -> Any:
+    """An int64 address as a pointer that ``numba.carray`` takes."""
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+def _function_at(name: str) -> Any:
+    kind = types.FunctionType(SIGNATURES[name])
+
+    @intrinsic
+    def function_at(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            function = cgutils.create_struct_proxy(kind)(context, builder)
+            function.jit_addr = builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+            return function._getvalue()
+
+        return kind(types.int64), generate
+
+    return function_at
+
+
+rank_at = _function_at("rank")
+keep_at = _function_at("keep")
+touch_at = _function_at("touch")
+left_at = _function_at("left")
+token_at = _function_at("token")

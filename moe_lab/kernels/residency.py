@@ -1,0 +1,252 @@
+"""What one MoE layer knows of its experts: who is resident, when each was used, what its policies remember.
+
+Knows plain arrays. Knows no bytes, no slots and no file: residency is logical, and only the walk and the
+methods here change it. All that changes lies in one stretch of memory with a shadow beside it, so that a walk
+that fails is undone by one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_lab.errors import BudgetError, PolicyError, SettingError
+from moe_lab.kernels import layer as field
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.layer import KEEP, LEFT, opened, remember
+from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
+from moe_lab.kernels.plugin import addresses, raised
+from moe_lab.kernels.pointers import keep_at, left_at
+from moe_lab.kernels.settle import weakest
+
+if TYPE_CHECKING:
+    from moe_lab.eviction import EvictionPolicy
+    from moe_lab.routing import RoutingPolicy
+
+
+class LayerState:
+    """Residency and policy state of one layer.
+
+    Make it with :meth:`new`; walk it with ``moe_lab.kernels.walk.walk``. Arrays are views that a change of
+    policy replaces: take them from here each time.
+    """
+
+    E: int
+    """Experts."""
+    K: int
+    """Experts a token uses."""
+    C: int
+    """Slots: experts that can be resident at once."""
+    layer: int
+    seed: int
+    routing: RoutingPolicy
+    eviction: EvictionPolicy
+    resident: np.ndarray
+    """(E,) bool."""
+    stats: Stats
+    clock: np.ndarray
+    """(1,) int64: ticks so far, one per expert use."""
+    route_state: np.ndarray
+    """(OWN + state_size,) float64 of the routing policy."""
+    evict_state: np.ndarray
+    """(OWN + state_size,) float64 of the eviction policy."""
+    block: np.ndarray
+    """(F,) int64: what kernels are given, see ``moe_lab.kernels.layer``."""
+
+    @classmethod
+    def new(cls, E: int, K: int, C: int, routing: RoutingPolicy, eviction: EvictionPolicy, layer: int = 0,
+            seed: int = 0) -> LayerState:
+        """An empty layer of ``E`` experts, ``K`` a token, ``C`` slots.
+
+        Raises:
+            BudgetError: fewer slots than ``K``.
+            PolicyError: a policy that does not compile.
+        """
+        state = cls.__new__(cls)
+        state.E, state.K, state.C = E, K, _slots(C, E, K)
+        state.layer, state.seed = layer, seed
+        state._scores = np.zeros(E, dtype=np.float32)
+        state._marks = np.zeros(E + 1, dtype=np.int64)
+        state._report = np.zeros(2, dtype=np.int64)
+        state._build(routing, eviction)
+        return state
+
+    def _build(self, routing: RoutingPolicy, eviction: EvictionPolicy) -> None:
+        """Lay the memory out for these policies, all zero, and write the block."""
+        code = {**addresses(type(routing)), **addresses(type(eviction))}
+        E, columns = self.E, eviction.columns
+        sizes = {"clock": 1, "last_use": E, "arrived": E, "uses": E, "own": columns * E,
+                 "routing_state": OWN + routing.state_size, "eviction_state": OWN + eviction.state_size,
+                 "resident": -(-E // 8)}
+        self._memory = np.zeros(sum(sizes.values()), dtype=np.int64)
+        self._shadow = np.zeros_like(self._memory)
+        parts = dict(zip(sizes, np.split(self._memory, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+        self.resident = parts["resident"].view(np.bool_)[:E]
+        self.clock = parts["clock"]
+        self.stats = Stats(parts["last_use"], parts["arrived"], parts["uses"],
+                           parts["own"].view(np.float64).reshape(columns, E))
+        self.route_state = parts["routing_state"].view(np.float64)
+        self.evict_state = parts["eviction_state"].view(np.float64)
+        self.routing, self.eviction = routing, eviction
+        self._params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
+        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores,
+                "marks": self._marks, "report": self._report}
+        numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
+                   "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
+                   "routing_parameters": self._params["routing_params"].size,
+                   "eviction_parameters": self._params["eviction_params"].size, "memory_words": self._memory.size}
+        values = {**numbers, **{name: array.ctypes.data for name, array in here.items()}, **code}
+        self.block = np.array([values[name] for name in field.FIELDS], dtype=np.int64)
+        for head in (self.route_state, self.evict_state):
+            head[LAYER], head[SEED] = self.layer, self.seed
+            head[TOP_K], head[SLOTS], head[EXPERTS] = self.K, self.C, E
+
+    def _rebuild(self, routing: RoutingPolicy, eviction: EvictionPolicy) -> None:
+        """Exchange policies; what belongs to neither, and the own state of a class that stays, is kept."""
+        kept = (self.resident, self.stats, self.clock, self.route_state, self.evict_state)
+        same_routing = type(routing) is type(self.routing)
+        same_eviction = type(eviction) is type(self.eviction)
+        self._build(routing, eviction)
+        resident, stats, clock, route_state, evict_state = kept
+        self.resident[:], self.clock[:] = resident, clock
+        for mine, before in zip(self.stats[:3], stats[:3], strict=True):
+            mine[:] = before
+        self.route_state[:OWN], self.evict_state[:OWN] = route_state[:OWN], evict_state[:OWN]
+        if same_routing:
+            self.route_state[:] = route_state
+        if same_eviction:
+            self.stats.own[:], self.evict_state[:] = stats.own, evict_state
+
+    def set_routing(self, policy: RoutingPolicy) -> None:
+        """Route by ``policy`` from the next token on. A new class starts with a state of its own."""
+        self._rebuild(policy, self.eviction)
+
+    def set_eviction(self, policy: EvictionPolicy) -> None:
+        """Evict by ``policy`` from the next token on; residents stay. A new class starts with a state of its own."""
+        self._rebuild(self.routing, policy)
+
+    def resize(self, C: int) -> list[int]:
+        """Change the slots to ``C``; returns the experts that had to leave, the lowest keep first."""
+        C = _slots(C, self.E, self.K)
+        gone = np.full(max(0, int(np.count_nonzero(self.resident)) - C), -1, dtype=np.int32)
+        try:
+            nan_at = _shrink(self.block, gone)
+        except Exception as error:
+            self.undo()
+            raise raised(error, (type(self.eviction),), lambda: _keeps(self)) from error
+        if nan_at >= 0:
+            self.undo()
+            raise nan_keep(self, nan_at)
+        self.C = C
+        self.block[field.SLOTS] = C
+        self.route_state[SLOTS] = self.evict_state[SLOTS] = C
+        return [int(e) for e in gone]
+
+    def reset(self, keep_routing_state: bool = True) -> None:
+        """Empty the layer and forget its uses. What the routing policy has learned (D) persists unless told."""
+        route_state = self.route_state
+        self._build(self.routing, self.eviction)
+        if keep_routing_state:
+            self.route_state[:] = route_state
+            self.evict_state[TOKEN] = route_state[TOKEN]
+
+    def drop(self, expert: int) -> None:
+        """``expert`` is not resident any more, because its bytes are not here.
+
+        The eviction policy's ``left`` is told; if that fails it is as if it had not been, for a drop cannot fail.
+        """
+        if not self.resident[expert]:
+            return
+        self.resident[expert] = False
+        try:
+            _tell_left(self.block, expert)
+        except Exception:
+            self.undo()
+
+    def fill(self, experts: Iterable[int]) -> None:
+        """Make ``experts`` resident, as if each had arrived in this order; for a start that is not empty."""
+        new = list(dict.fromkeys(int(e) for e in experts if not self.resident[e]))
+        if np.count_nonzero(self.resident) + len(new) > self.C:
+            raise SettingError(f"{len(new)} more experts do not fit: {np.count_nonzero(self.resident)} of {self.C} "
+                               "slots are taken; give fewer ids or more slots")
+        for e in new:
+            self.clock[0] += 1
+            self.resident[e] = True
+            self.stats.arrived[e] = self.stats.last_use[e] = self.clock[0]
+
+    def undo(self) -> None:
+        """Put everything back to before the last walk, replay, resize or drop."""
+        self._memory[:] = self._shadow
+
+    def copy(self) -> LayerState:
+        """The same layer with memory of its own."""
+        other = LayerState.new(self.E, self.K, self.C, self.routing, self.eviction, self.layer, self.seed)
+        other._memory[:] = self._memory
+        return other
+
+    def restore(self, other: LayerState) -> None:
+        """Become as ``other``: policies, slots, residents, all state. The numbers of experts must agree."""
+        if (other.E, other.K) != (self.E, self.K):
+            raise SettingError(f"a layer of {other.E} experts, top-{other.K}, cannot be restored into one of {self.E}, "
+                               f"top-{self.K}")
+        self.C, self.layer, self.seed = other.C, other.layer, other.seed
+        self._build(other.routing, other.eviction)
+        self._memory[:] = other._memory
+
+    def __repr__(self) -> str:
+        held = int(np.count_nonzero(self.resident))
+        return (f"LayerState(layer {self.layer}: {held} of {self.C} slots, {self.E} experts, top-{self.K}, "
+                f"{self.routing!r}, {self.eviction!r}, tick {int(self.clock[0])})")
+
+
+def nan_keep(state: LayerState, expert: int) -> PolicyError:
+    """The error for a keep that is not a number."""
+    from moe_lab.kernels.plugin import place
+
+    policy = state.eviction
+    return PolicyError(f"policy {policy.name!r}: {place(policy.keep)} returned NaN for expert {expert} of layer "
+                       f"{state.layer}; return a finite number or an infinity. Nothing was changed.")
+
+
+def _slots(C: int, E: int, K: int) -> int:
+    if C < K:
+        raise BudgetError(f"{C} slots a layer are under the floor: one token uses {K} of {E} experts at once, so a layer "
+                          f"needs at least {K} slots; give cache={K} or more")
+    return min(int(C), E)
+
+
+def _keeps(state: LayerState) -> list[float]:
+    """All keeps by the plain function; for the place of an error."""
+    params, now = state.eviction.vector(), int(state.clock[0])
+    hooks = [f for f in (state.eviction.keep, state.eviction.left) if f is not None]
+    return [f(int(e), state.stats, state.evict_state.copy(), params, now)
+            for e in np.nonzero(state.resident)[0] for f in hooks]
+
+
+@jit
+def _shrink(block: np.ndarray, gone: np.ndarray) -> int:
+    """Evict ``gone.size`` experts, written to ``gone``; the expert whose keep is NaN, or -1."""
+    remember(block)
+    layer = opened(block)
+    layer.marks[-1] += 1
+    now = layer.clock[0]
+    for i in range(gone.size):
+        victim = weakest(layer, keep_at(block[KEEP]), now)
+        if victim < 0:
+            return -2 - victim
+        layer.resident[victim] = False
+        gone[i] = victim
+        if block[LEFT]:
+            left_at(block[LEFT])(victim, layer.stats, layer.eviction_state, layer.eviction_params, now)
+    return -1
+
+
+@jit
+def _tell_left(block: np.ndarray, expert: int) -> None:
+    """Call the ``left`` hook, if there is one."""
+    remember(block)
+    layer = opened(block)
+    if block[LEFT]:
+        left_at(block[LEFT])(np.int64(expert), layer.stats, layer.eviction_state, layer.eviction_params, layer.clock[0])

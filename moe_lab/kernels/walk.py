@@ -1,0 +1,169 @@
+"""The walk: tokens of one layer in order, each ranked, its K experts taken, looked up and settled.
+
+Knows ranking, residency and eviction, all through plugged-in functions. Knows no bytes. With slots per layer a
+layer sees only its own tokens, so a whole text is routed as token-by-token generation would have routed it.
+The slow twin is ``walk_slow``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_lab.errors import PolicyError, SettingError
+from moe_lab.kernels.choose import by_weight, choose, rank_of
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.layer import FINE, NAN_KEEP, NAN_SCORE, NO_EXPERT, RANK, TOKEN_HOOK, TOP_K, opened, remember
+from moe_lab.kernels.layout import TOKEN
+from moe_lab.kernels.plugin import place, raised
+from moe_lab.kernels.pointers import rank_at, token_at
+from moe_lab.kernels.residency import LayerState, nan_keep
+from moe_lab.kernels.settle import settle
+
+
+class Walked(NamedTuple):
+    """What a walk over T tokens chose and moved. One row a token, experts in falling gate weight."""
+
+    ids: np.ndarray
+    """(T, K) int32, -1 where fewer than K were used."""
+    gates: np.ndarray
+    """(T, K) float32: weights of the chosen as they came, not renormalised; 0 where the id is -1."""
+    hits: np.ndarray
+    """(T, K) bool: resident before the token."""
+    evicted: np.ndarray
+    """(T, K) int32: who left to make room for the expert at this place, -1 for nobody."""
+    rank: np.ndarray
+    """(T, K) int16: place among the original logits, 0 the best; K and more means swapped in. -1 where the id is -1."""
+    mass: np.ndarray
+    """(T,) float32: weights of the chosen over those of the original top K."""
+
+    @classmethod
+    def empty(cls, T: int, K: int) -> Walked:
+        """Room for T tokens; every field is written by the walk."""
+        return cls(np.empty((T, K), np.int32), np.empty((T, K), np.float32), np.empty((T, K), np.bool_),
+                   np.empty((T, K), np.int32), np.empty((T, K), np.int16), np.empty(T, np.float32))
+
+
+def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked | None = None) -> Walked:
+    """Route T tokens through one layer and settle its residency.
+
+    Args:
+        state: changed in place; as before if an error is raised.
+        logits: (T, E) float32, the router's, unmodified.
+        weights: (T, E) float32, the gate weight of every expert, not renormalised.
+        out: arrays of the right size to write to, instead of new ones.
+
+    Raises:
+        PolicyError: a policy's function raised, gave NaN, or left no expert to use.
+
+    Example:
+        >>> from moe_lab.routing import Original
+        >>> from moe_lab.eviction import LRU
+        >>> state = LayerState.new(E=4, K=2, C=2, routing=Original(), eviction=LRU())
+        >>> z = np.array([[3, 2, 1, 0], [3, 0, 1, 2]], dtype=np.float32)
+        >>> walked = walk(state, z, z / 6)
+        >>> walked.ids.tolist(), walked.hits.tolist(), walked.evicted.tolist()
+        ([[0, 1], [0, 3]], [[False, False], [True, False]], [[-1, -1], [-1, 1]])
+    """
+    logits, weights = _rows(logits, state.E, "logits"), _rows(weights, state.E, "weights")
+    if logits.shape != weights.shape:
+        raise SettingError(f"logits {logits.shape} and weights {weights.shape} must have the same shape")
+    if out is None:
+        out = Walked.empty(logits.shape[0], state.K)
+    elif out.ids.shape != (logits.shape[0], state.K):
+        raise SettingError(f"out has room for {out.ids.shape}, wanted ({logits.shape[0]}, {state.K})")
+    try:
+        code = walk_kernel(state.block, logits, weights, *out)
+    except Exception as error:
+        state.undo()
+        upto = int(state._report[0]) + 1
+        raise raised(error, (type(state.routing), type(state.eviction)),
+                     lambda: _again(state, logits[:upto], weights[:upto])) from error
+    if code != FINE:
+        state.undo()
+        raise _failure(state, code, logits)
+    return out
+
+
+_F32 = np.dtype(np.float32)
+
+
+def _rows(rows: np.ndarray, E: int, what: str) -> np.ndarray:
+    """(T, E) float32 as the kernel wants it: contiguous, writable; copied only where it is not."""
+    if rows.ndim != 2 or rows.shape[1] != E:
+        raise SettingError(f"{what} must be (tokens, {E}), not {rows.shape}")
+    flags = rows.flags
+    if rows.dtype is _F32 and flags.c_contiguous and flags.writeable and flags.aligned:
+        return rows
+    return np.require(rows, _F32, ["C", "A", "W", "O"])
+
+
+def _again(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> None:
+    """The walk by the plain functions on a copy, to find the line of an error."""
+    from moe_lab.kernels.walk_slow import walk_slow
+
+    walk_slow(state.copy(), logits, weights)
+
+
+def _failure(state: LayerState, code: int, logits: np.ndarray) -> PolicyError:
+    token, expert = (int(x) for x in state._report)
+    at = f"at token {token} of this walk, layer {state.layer}"
+    policy = state.routing
+    if code == NAN_KEEP:
+        return nan_keep(state, expert)
+    if np.isnan(logits[token]).any():
+        return PolicyError(f"the router's own logits hold NaN {at}: the model, not the policy, is broken. Nothing was changed.")
+    if code == NO_EXPERT:
+        return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} left no expert to use {at}: every score is -inf; "
+                           "leave at least one finite. Nothing was changed.")
+    return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} gave expert {expert} the score NaN {at}. "
+                       "Nothing was changed.")
+
+
+@jit
+def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids: np.ndarray, gates: np.ndarray,
+                hits: np.ndarray, evicted: np.ndarray, rank: np.ndarray, mass: np.ndarray) -> int:
+    """Walk T tokens; the arrays after ``block`` are those of ``walk``. Returns FINE or what went wrong."""
+    remember(block)
+    layer = opened(block)
+    K, held = block[TOP_K], np.sum(layer.resident)
+    rank_function, head = rank_at(block[RANK]), np.empty(block[TOP_K], np.int32)
+    for t in range(logits.shape[0]):
+        layer.report[0] = t
+        z, w, chosen = logits[t], weights[t], ids[t]
+        rank_function(z, w, K, layer.resident, layer.routing_state, layer.routing_params, layer.scores)
+        n = choose(layer.scores, z, chosen)
+        if n <= 0:
+            layer.report[1] = -1 - n
+            return NO_EXPERT if n == 0 else NAN_SCORE
+        by_weight(chosen, w, n)
+        mass[t] = describe(chosen, n, z, w, gates[t], rank[t], head)
+        if block[TOKEN_HOOK]:
+            token_at(block[TOKEN_HOOK])(z, layer.stats, layer.eviction_state, layer.eviction_params, layer.clock[0])
+        held = settle(block, layer, held, chosen, gates[t], hits[t], evicted[t])
+        if held < 0:
+            return NAN_KEEP
+        layer.routing_state[TOKEN] += 1
+        layer.eviction_state[TOKEN] += 1
+    return FINE
+
+
+@jit(cache=False)
+def describe(ids: np.ndarray, n: int, logits: np.ndarray, weights: np.ndarray, gates: np.ndarray, rank: np.ndarray,
+             head: np.ndarray) -> float:
+    """Fill gates and ranks of the ``n`` chosen, blank the other places; returns the share of gate mass kept."""
+    kept, swapped = 0.0, n < ids.size
+    for k in range(n):
+        gates[k] = weights[ids[k]]
+        rank[k] = rank_of(ids[k], logits)
+        kept += gates[k]
+        swapped |= rank[k] >= ids.size
+    for k in range(n, ids.size):
+        ids[k], gates[k], rank[k] = -1, 0.0, -1
+    if not swapped:
+        return 1.0
+    whole = 0.0
+    for k in range(choose(logits, logits, head)):
+        whole += weights[head[k]]
+    return kept / whole if whole != 0 else 1.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -27,3 +30,26 @@ def seed() -> int:
 def rng(seed: int) -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums in one order: torch, where a test uses it, runs on one thread."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``checkpoint(family, **options)``: the folder of a tiny random checkpoint, made once; see ``checkpoints.make``."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str, **options: object) -> Path:
+        from checkpoints import make
+
+        key = f"{family} {sorted(options.items())!r}"
+        if key not in made:
+            made[key] = make(tmp_path_factory.mktemp(family), family, **options)
+        return made[key]
+
+    return folder

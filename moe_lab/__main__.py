@@ -85,7 +85,7 @@ def demo(arguments: argparse.Namespace) -> None:
     engine.close()
     console.print(_side_by_side(outcomes, engine, arguments))
     console.print(
-        f"Simulated disk at {format_rate(slow)}; the cache was full before the first token, and warm-up is not counted. "
+        f"Simulated disk at {format_rate(slow)}; the cache was full before the first token, warm-up is not counted. "
         f"Sampled at temperature {arguments.temperature:g}, seed {arguments.seed}. Perplexity: teacher-forced over "
         f"{min(map(len, texts.values())):,} held-out tokens a world, windows of 1,024 from an empty cache.",
         style="dim", highlight=False,
@@ -100,7 +100,8 @@ def _write(console: Console, engine: Engine, arguments: argparse.Namespace) -> S
     for step in steps:
         console.out(step.text, end="", highlight=False)
     stats = engine.stats
-    console.print(f"\n\n{stats.tokens_per_s:.1f} tokens/s, miss rate {stats.miss_rate:.1%}\n", style="dim", highlight=False)
+    figures = f"{stats.tokens_per_s:.1f} tokens/s, miss rate {stats.miss_rate:.1%}"
+    console.print(f"\n\n{figures}\n", style="dim", highlight=False)
     return stats
 
 
@@ -123,7 +124,8 @@ def _side_by_side(outcomes: Sequence[Outcome], engine: Engine, arguments: argpar
                   title_justify="left")
     table.add_column("")
     for outcome in outcomes:
-        table.add_column(f"{outcome.setting.name}\n{outcome.slots} of {engine.spec.experts} slots a layer", justify="right")
+        slots = f"{outcome.slots} of {engine.spec.experts} slots a layer"
+        table.add_column(f"{outcome.setting.name}\n{slots}", justify="right")
 
     def row(name: str, cells: Iterable[str]) -> None:
         table.add_row(name, *cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -35,7 +34,8 @@ def committed() -> list[Path]:
 def ranges(lines: list[str]) -> dict[str, str]:
     """Requirement lines as {canonical name: version range}; the project's own extras are left out."""
     parsed = [Requirement(line) for line in lines]
-    return {CONDA_NAMES.get(r.name, r.name).lower().replace("_", "-"): str(r.specifier) for r in parsed if r.name != "moe-lab"}
+    names = [CONDA_NAMES.get(r.name, r.name).lower().replace("_", "-") for r in parsed]
+    return {name: str(r.specifier) for name, r in zip(names, parsed, strict=True) if name != "moe-lab"}
 
 
 def test_conda_environment_has_the_ranges_of_pyproject() -> None:
@@ -56,7 +56,8 @@ def test_every_dependency_has_a_range() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_makefile_installs_the_torch_that_pyproject_names() -> None:
-    dry = subprocess.run(["make", "-n", "-B", "install", "TORCH_INDEX="], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "-n", "-B", "install", "TORCH_INDEX="]
+    dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lowest = next(s.version for s in Requirement(PROJECT["dependencies"][0]).specifier if s.operator == ">=")
     assert f'"torch=={lowest}"' in dry.stdout
 
@@ -88,10 +89,10 @@ def test_version_stands_in_pyproject_alone() -> None:
 
 
 def test_committed_notebooks_are_small_and_hold_no_widget_state() -> None:
-    notebooks = [path for path in committed() if path.suffix == ".ipynb"]
-    for path in notebooks:
+    for path in (path for path in committed() if path.suffix == ".ipynb"):
         assert path.stat().st_size <= LARGEST_NOTEBOOK, f"{path.name} is over 1 MB: clear its outputs"
-        assert "widgets" not in json.loads(path.read_text())["metadata"], f"{path.name} holds widget state: save it without"
+        metadata = json.loads(path.read_text())["metadata"]
+        assert "widgets" not in metadata, f"{path.name} holds widget state: save it without"
 
 
 def test_committed_notebooks_have_no_outputs() -> None:
@@ -107,21 +108,26 @@ def test_no_committed_file_names_a_path_of_one_machine() -> None:
     for path in committed():
         if path.suffix in (".safetensors", ".png", ".npz", ".npy") or path.name in (".gitignore", "tokenizer.json"):
             continue
-        found += [f"{path.relative_to(ROOT)}: {hit.group().strip()}" for hit in pattern.finditer(path.read_text(errors="ignore"))]
+        hits = pattern.finditer(path.read_text(errors="ignore"))
+        found += [f"{path.relative_to(ROOT)}: {hit.group().strip()}" for hit in hits]
     assert found == []
 
 
 def test_wheel_carries_the_pocket_model_its_texts_and_both_packages(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE", "moe_lab", "widgets"):
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, tmp_path / name)
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, tmp_path / name)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"moe_lab/__init__.py", "moe_lab/py.typed", "moe_lab/pocket/model/model.safetensors",
                 "moe_lab/pocket/model/config.json", "moe_lab/pocket/model/tokenizer.json",
-                "moe_lab/pocket/held_out/python.txt", "moe_lab/pocket/held_out/prose.txt", "moe_lab_widgets/__init__.py"}
+                "moe_lab/pocket/held_out/python.txt", "moe_lab/pocket/held_out/prose.txt",
+                "moe_lab_widgets/__init__.py"}
     assert expected <= names
     assert not any(name.startswith("widgets/") for name in names)
     statics = (ROOT / "widgets" / "moe_lab_widgets" / "static").glob("*.[jc]s*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ def test_the_first_code_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) ->
     assert code is not None
     assert len(code.group(1).splitlines()) <= 10
     exec(compile(code.group(1), "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    misses = {line.split()[0]: float(re.search(r"miss rate\s+([\d.]+)%", line)[1]) for line in lines if "miss rate" in line}  # type: ignore[index]
+    lines = re.findall(r"^([a-z-]+) .*miss rate\s+([\d.]+)%", capsys.readouterr().out, re.MULTILINE)
+    misses = {routing: float(percent) for routing, percent in lines}
     assert misses["cache-prior"] < misses["original"]
 
 
@@ -31,8 +32,6 @@ def test_the_make_targets_it_names_exist() -> None:
 def test_the_commands_it_names_are_understood() -> None:
     commands = re.findall(r"python -m moe_lab ([a-z]+[^`|\n]*)`", README)
     assert len(commands) >= 3
-    import shlex
-
     for line in commands:
         parser().parse_args(shlex.split(line))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,20 @@ import pytest
 import moe_lab as ml
 from moe_lab.__main__ import SETTINGS, _budget, _price, main, parser
 
+Run = Callable[..., tuple[int, str, str]]
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of one command line, 160 columns wide."""
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs one command line, 160 columns wide: exit status, standard output, standard error."""
     monkeypatch.setenv("COLUMNS", "160")
-    status = main(words)
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
+
+    def command(*words: str) -> tuple[int, str, str]:
+        status = main(words)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return command
 
 
 def cells(out: str, name: str) -> list[str]:
@@ -26,9 +34,9 @@ def cells(out: str, name: str) -> list[str]:
     return [cell.strip() for cell in re.split("[│┃]", line)[2:-1]]
 
 
-def test_demo_shows_three_settings_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_shows_three_settings_side_by_side(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moe_lab.__main__.SCORED", 1100)
-    status, out, _ = run(capsys, monkeypatch, "demo", "--tokens", "24", "--bandwidth", "50 MB/s")
+    status, out, _ = run("demo", "--tokens", "24", "--bandwidth", "50 MB/s")
     assert status == 0
     assert "simulated disk" in out.lower()
     assert out.count("def read_lines(path):") == len(SETTINGS)
@@ -42,46 +50,40 @@ def test_demo_shows_three_settings_side_by_side(capsys: pytest.CaptureFixture[st
     assert perplexities[0] == pytest.approx(perplexities[1], abs=0.02)      # evicting changes no answer
 
 
-def test_generate_streams_the_text_and_says_what_it_cost(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, _ = run(capsys, monkeypatch, "generate", "import os\n", "--tokens", "8", "--cache", "50%")
+def test_generate_streams_the_text_and_says_what_it_cost(run: Run) -> None:
+    status, out, _ = run("generate", "import os\n", "--tokens", "8", "--cache", "50%")
     assert status == 0
     assert "import os\n" in out
     assert re.search(r"decode .*tokens/s, miss rate", out)
 
 
-def test_generate_refuses_a_penalty_without_cache_prior(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, _, err = run(capsys, monkeypatch, "generate", "x", "--penalty", "0.5")
+def test_generate_refuses_a_penalty_without_cache_prior(run: Run) -> None:
+    status, _, err = run("generate", "x", "--penalty", "0.5")
     assert status == 2
     assert "--routing cache-prior" in err
 
 
-def test_info_prints_the_shape_of_the_pocket_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    status, out, _ = run(capsys, monkeypatch, "info", "pocket")
+def test_info_prints_the_shape_of_the_pocket_model(run: Run) -> None:
+    status, out, _ = run("info", "pocket")
     assert status == 0
     assert "olmoe" in out
     assert "floor" in out
 
 
-def test_an_unknown_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    status, out, err = run(capsys, monkeypatch, "info", "no/such-model-anywhere")
+def test_an_unknown_model_is_one_line_and_status_2(run: Run) -> None:
+    status, out, err = run("info", "no/such-model-anywhere")
     assert status == 2
     assert out == ""
     assert err.startswith("moe_lab: ")
     assert "Traceback" not in err
 
 
-def test_replay_prints_a_row_per_policy_and_size(
-    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replay_prints_a_row_per_policy_and_size(tmp_path: Path, rng: np.random.Generator, run: Run) -> None:
     ids = np.argsort(rng.random((60, 2, 8)), axis=2)[:, :, :2].astype(np.int32)
     trace = ml.Trace(ids=ids, weights=None, phase=np.ones(60, dtype=np.uint8), experts=8, tokens=None, meta={})
     trace.write(tmp_path / "random.npz")
     words = ("replay", str(tmp_path / "random.npz"), "--eviction", "lru", "fifo", "--cache", "4", "50%", "75%")
-    status, out, _ = run(capsys, monkeypatch, *words)
+    status, out, _ = run(*words)
     assert status == 0
     assert len([line for line in out.splitlines() if re.search(r"\b(lru|fifo)\b", line)]) == 6
     assert "bound hit rate" in out

@@ -59,6 +59,9 @@ HELD_OUT = {
 }
 """Named modules and chapters that are never trained on; the shipped excerpts are cut from them."""
 
+LEAST = 4096
+"""Tokens of a world below which there is nothing to draw windows from."""
+
 LARGEST = 200_000
 """Longer files are mostly tables; they are left out (bytes)."""
 
@@ -78,8 +81,8 @@ class Document:
 
     def text(self) -> str:
         """The file's text; undecodable bytes are dropped."""
-        raw = gzip.open(self.path).read() if self.path.suffix == ".gz" else self.path.read_bytes()
-        return raw.decode("utf-8", errors="ignore")
+        raw = self.path.read_bytes()
+        return (gzip.decompress(raw) if self.path.suffix == ".gz" else raw).decode("utf-8", errors="ignore")
 
 
 def python_documents() -> Iterator[Document]:
@@ -103,7 +106,9 @@ def prose_documents(folder: str | Path | None = None) -> Iterator[Document]:
     if folder is not None:
         places: Iterable[tuple[str, Path, str]] = [("prose", Path(folder), p) for p in ("*.txt", "*.rst", "*.md")]
     else:
-        places = [(name, root, files) for name, pattern, files in MANUALS for root in sorted(Path("/").glob(pattern[1:]))]
+        places = [
+            (name, root, files) for name, pattern, files in MANUALS for root in sorted(Path("/").glob(pattern[1:]))
+        ]
     seen = set()                                    # Debian links one manual under several package names
     for name, root, files in places:
         for path in sorted(root.rglob(files)):
@@ -144,7 +149,10 @@ def train_tokenizer(texts: Iterable[str], path: Path) -> None:
 
 
 def prepare(folder: Path, prose: str | Path | None = None) -> None:
-    """Write ``tokenizer.json``, ``{world}.{train,held}.npy`` (uint16 ids) and ``sources.json`` into ``folder``."""
+    """Write ``tokenizer.json``, ``{world}.{train,held}.npy`` (uint16 ids) and ``sources.json`` into ``folder``.
+
+    Raises ``SystemExit`` when a world has no text, or too little.
+    """
     from tokenizers import Tokenizer
 
     worlds = gather(prose)
@@ -166,7 +174,11 @@ def prepare(folder: Path, prose: str | Path | None = None) -> None:
                 size += sum(len(t.encode()) for t in texts)
                 for encoded in tokenizer.encode_batch(texts):
                     pieces.append(np.asarray([*encoded.ids, 0], dtype=np.uint16))
-            ids = np.concatenate(pieces)
+            ids = np.concatenate([np.zeros(0, dtype=np.uint16), *pieces])
+            if part == "train" and ids.size < LEAST:
+                raise SystemExit(
+                    f"the {world} text makes {ids.size:,} tokens and training needs {LEAST:,}: add documents"
+                )
             np.save(folder / f"{world}.{part}.npy", ids)
             sources[f"{world}.{part}"] = {"documents": len(docs), "bytes": size, "tokens": int(ids.size)}
             print(f"{world:>7} {part:>5}: {len(docs):6,} documents, {characters / 1e6:6.1f} M characters, "

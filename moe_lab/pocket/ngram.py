@@ -45,7 +45,9 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _starts(values: np.ndarray) -> np.ndarray:
     """Where in sorted ``values`` each run of equal ones begins."""
-    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), dtype=bool), values[1:] != values[:-1]]))
+    new = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return np.flatnonzero(new)
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
@@ -63,7 +65,8 @@ def discounts(counts: np.ndarray) -> np.ndarray:
             taken[2] = 2 - 3 * y * n3 / n2
             if n4:
                 taken[3] = 3 - 4 * y * n4 / n3
-    return np.clip(taken, [0, 0.01, 0.01, 0.01], [0, 1, 2, 3])
+    clipped: np.ndarray = np.clip(taken, [0, 0.01, 0.01, 0.01], [0, 1, 2, 3])
+    return clipped
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,8 +109,9 @@ class Table:
         context, known = _find(self.contexts, grams >> np.uint64(_BITS))
         gram, seen = _find(self.grams, grams)
         count = np.where(seen, self.counts[gram], 0)
-        own = (count - self.taken[np.minimum(count, 3)]) / self.totals[context]
-        return np.where(known, own + self.left_over[context] * below, below)
+        own: np.ndarray = (count - self.taken[np.minimum(count, 3)]) / self.totals[context]
+        p: np.ndarray = np.where(known, own + self.left_over[context] * below, below)
+        return p
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class NGram:
         p = np.full(len(ids), 1 / self.vocabulary)
         for n, table in enumerate(self.tables, start=1):
             p[n - 1 :] = table.smooth(pack(ids, n), p[n - 1 :])
-        return np.log(p)
+        logs: np.ndarray = np.log(p)
+        return logs
 
     def distribution(self, context: Sequence[int]) -> np.ndarray:
         """Probabilities of all tokens after ``context``: float64 (V,), sums to one."""

@@ -8,16 +8,19 @@ logits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
 
 PAD = 32
 """Rows of an expert are padded to a multiple of this: oneDNN compiles a product anew for each shape."""
 
 
-def _sorted_rows(ids, weights, E):
+def _sorted_rows(
+    ids: torch.Tensor, weights: torch.Tensor, E: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows in the order of their experts, padded by rows of token 0 with weight 0.
 
     Returns ``rows`` (N,) token of each row, ``back`` (T * K,) the row of each use, ``ends`` (E,)
@@ -44,7 +47,9 @@ class _RoutedFFN(torch.autograd.Function):
     """Rows are sorted by expert once; a gather undoes the sort, so no pass scatters."""
 
     @staticmethod
-    def forward(ctx, x, ids, weights, gate_up, down):
+    def forward(
+        ctx: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
         T, K = ids.shape
         dtype = torch.bfloat16
         rows, back, ends, w = _sorted_rows(ids, weights, gate_up.shape[0])
@@ -61,7 +66,7 @@ class _RoutedFFN(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         xs, gate, up, w, back, rows, ends, gate_up16, down16 = ctx.saved_tensors
         dys = dy.to(torch.bfloat16)[rows]
         sig = torch.sigmoid(gate)
@@ -79,16 +84,21 @@ class _RoutedFFN(torch.autograd.Function):
         return dx.to(x_type), None, dw.to(w_type), dgate_up.to(p_type), ddown.to(p_type)
 
 
-def routed_ffn(x, ids, weights, gate_up, down):
+def routed_ffn(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
     """Sum over the chosen experts of ``weights * down(silu(gate(x)) * up(x))``, in bfloat16.
 
     ``x`` (T, D), ``ids`` (T, K) int64, ``weights`` (T, K), ``gate_up`` (E, 2F, D), ``down`` (E, D, F);
     returns (T, D) in the type of ``x``.
     """
-    return _RoutedFFN.apply(x, ids, weights, gate_up, down)
+    y: torch.Tensor = _RoutedFFN.apply(x, ids, weights, gate_up, down)  # type: ignore[no-untyped-call]
+    return y
 
 
-def experts_forward(experts, hidden_states, top_k_index, top_k_weights):
+def experts_forward(
+    experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
     """``routed_ffn`` under the signature that transformers asks of an experts implementation."""
     return routed_ffn(hidden_states, top_k_index, top_k_weights, experts.gate_up_proj, experts.down_proj)
 
@@ -99,7 +109,7 @@ class _HeadLoss(torch.autograd.Function):
     CHUNK = 256
 
     @staticmethod
-    def forward(ctx, h, weight, targets):
+    def forward(ctx: Any, h: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         w16 = weight.to(torch.bfloat16)
         dh, dweight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
         total = h.new_zeros((), dtype=torch.float32)
@@ -118,14 +128,15 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dloss):
+    def backward(ctx: Any, dloss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dh, dweight = ctx.saved_tensors
         return dh * dloss, dweight * dloss, None
 
 
-def head_loss(h, weight, targets):
+def head_loss(h: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of ``h @ weight.T`` against ``targets``, in nats.
 
     ``h`` (T, D), ``weight`` (V, D), ``targets`` (T,) int64; products in bfloat16, sums in float32.
     """
-    return _HeadLoss.apply(h, weight, targets)
+    loss: torch.Tensor = _HeadLoss.apply(h, weight, targets)  # type: ignore[no-untyped-call]
+    return loss

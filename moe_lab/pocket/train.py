@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moe_lab.pocket import corpus
 from moe_lab.pocket.ops import experts_forward, head_loss
 
-SHAPE = dict(
-    vocab_size=corpus.VOCABULARY, hidden_size=256, intermediate_size=64, num_hidden_layers=6,
-    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048,
-    num_experts=64, num_experts_per_tok=8, norm_topk_prob=False, tie_word_embeddings=True,
-    pad_token_id=None, bos_token_id=None, eos_token_id=0,
-)
+State = dict[str, Any]
+"""Where a run is: ``step``, ``tokens``, ``total``, running mean of ``loss`` in nats, ``balance``."""
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": corpus.VOCABULARY, "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+    "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "tie_word_embeddings": True,
+    "pad_token_id": None, "bos_token_id": None, "eos_token_id": 0,
+}
 """OLMoE architecture, 21.6 M parameters, 5 M of them active."""
 
 BATCH_TOKENS = 4096
@@ -100,7 +104,7 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     )
 
 
-def save(folder: Path, model, optimizer, state: dict) -> None:
+def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Write a resumable state (safetensors and json, nothing pickled); the old one goes when the new is whole."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -116,7 +120,7 @@ def save(folder: Path, model, optimizer, state: dict) -> None:
     part.rename(folder)
 
 
-def resume(folder: Path, model, optimizer) -> dict:
+def resume(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Fill model and optimizer from ``folder``; returns its state."""
     weights = load_file(folder / "model.safetensors")
     moments = load_file(folder / "optimizer.safetensors")
@@ -125,7 +129,8 @@ def resume(folder: Path, model, optimizer) -> dict:
         optimizer.state[parameter] = {
             key: moments[f"{name}|{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
         }
-    return json.loads((folder / "state.json").read_text())
+    state: State = json.loads((folder / "state.json").read_text())
+    return state
 
 
 def starting_point(out: Path, tokens: int) -> Path | None:
@@ -135,12 +140,19 @@ def starting_point(out: Path, tokens: int) -> Path | None:
     """
     found = [f for f in (out / "stable", out / "last") if (f / "state.json").exists()]
     states = [(json.loads((f / "state.json").read_text()), f) for f in found]
-    fits = [(s["tokens"], f) for s, f in states if s["tokens"] <= tokens * FALL or s["total"] == tokens]
-    return max(fits, default=(0, None), key=lambda pair: pair[0])[1]
+    fits = {f: s["tokens"] for s, f in states
+            if s["total"] == tokens or s["tokens"] <= FALL * min(s["total"], tokens)}
+    return max(fits, key=lambda f: fits[f], default=None)
 
 
-def steps(model, optimizer, tokens: dict[str, np.ndarray], state: dict, total: int, seed: int, device: str) -> Iterator[dict]:
-    """Train until ``total`` tokens; yields the state after each step."""
+def steps(
+    model: OlmoeForCausalLM, optimizer: torch.optim.Optimizer, tokens: dict[str, np.ndarray], state: State, total: int,
+    seed: int, device: str,
+) -> Iterator[State]:
+    """Train until ``total`` tokens; yields the state after each step.
+
+    ``tokens`` are each world's ids (uint16). Raises ``SystemExit`` when the loss is no longer finite.
+    """
     K = model.config.num_experts_per_tok
     while state["tokens"] < total:
         progress = state["tokens"] / total
@@ -166,13 +178,13 @@ def steps(model, optimizer, tokens: dict[str, np.ndarray], state: dict, total: i
         yield state
 
 
-def export(model, tokens: Path, folder: Path) -> None:
+def export(model: OlmoeForCausalLM, tokens: Path, folder: Path) -> None:
     """Write the model as plain bfloat16 safetensors with its tokenizer: an ordinary checkpoint."""
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokens / name, folder / name)
-    model.to(torch.float32)
+    model.float()
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
 
@@ -180,12 +192,12 @@ def export(model, tokens: Path, folder: Path) -> None:
 def main() -> None:
     """Prepare the text if needed, train, write checkpoints, export."""
     parser = argparse.ArgumentParser(prog="python -m moe_lab.pocket.train", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("work/pocket"), help="folder of the run (default: %(default)s)")
-    parser.add_argument("--tokens", type=float, default=60e6, help="length of the run in tokens (default: %(default).0f)")
+    parser.add_argument("--out", type=Path, default=Path("work/pocket"), help="folder of the run (%(default)s)")
+    parser.add_argument("--tokens", type=float, default=60e6, help="length of the run in tokens (%(default).0f)")
     parser.add_argument("--prose", type=Path, help="a folder of your own English texts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints (default: %(default).0f)")
+    parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints (%(default).0f)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -195,12 +207,13 @@ def main() -> None:
     tokens = {w: np.load(text / f"{w}.train.npy", mmap_mode="r") for w in corpus.WORLDS}
     model = new_model(args.seed).to(args.device).train()
     optimizer = new_optimizer(model)
-    total, state = int(args.tokens), {"step": 0, "tokens": 0, "loss": None, "total": int(args.tokens)}
+    total = int(args.tokens)
+    state: State = {"step": 0, "tokens": 0, "loss": None, "total": total}
     if start := starting_point(args.out, total):
         state = resume(start, model, optimizer)
         print(f"resumed from {start} at {state['tokens'] / 1e6:.2f} M tokens", flush=True)
     began, first, saved = time.monotonic(), state["tokens"], time.monotonic()
-    for state in steps(model, optimizer, tokens, state, total, args.seed, args.device):
+    for state in steps(model, optimizer, tokens, dict(state), total, args.seed, args.device):  # noqa: B020
         now = time.monotonic()
         if state["step"] % 20 == 0:
             speed = (state["tokens"] - first) / (now - began)

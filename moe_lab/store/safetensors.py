@@ -76,7 +76,7 @@ def entry(path: Path, name: str, raw: Any, start: int) -> TensorEntry:
         numbers = (*shape, begin, end)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"tensor {name!r} has no type, shape and offsets") from error
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ValueError(f"tensor {name!r} has the unknown type {dtype!r}")
     if not all(type(n) is int and n >= 0 for n in numbers) or end < begin:
         raise ValueError(f"tensor {name!r} has a shape or offsets that are no sizes")

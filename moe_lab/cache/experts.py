@@ -67,12 +67,13 @@ class ExpertCache:
             slots[missing] = here.slot_of[ids[missing]]
         return slots
 
-    def _load(self, layer: int, experts: list[int], here: LayerSlots, state: LayerState, traffic: Traffic) -> None:
+    def _load(self, layer: int, experts: list[int], here: LayerSlots, state: LayerState, traffic: Traffic,
+              paced: bool = True) -> None:
         """Read ``experts`` into free slots; on any failure those not read leave the residency again."""
         taken = {expert: here.reserve() for expert in experts}
         lost = set(experts)
         try:
-            size, wait = self.readers.load(layer, [(e, here.arena[slot]) for e, slot in taken.items()])
+            size, wait = self.readers.load(layer, [(e, here.arena[slot]) for e, slot in taken.items()], paced)
             traffic.read_bytes += size
             traffic.wait_s += wait
             lost.clear()
@@ -114,6 +115,15 @@ class ExpertCache:
                 traffic.read_bytes += size
                 traffic.wait_s += wait
                 yield from passing
+
+    def preload(self) -> Iterator[int]:
+        """Load every expert of a cache that has a slot for each, not slowed; yields the experts loaded so far."""
+        for layer, (here, state) in enumerate(zip(self.layers, self.states, strict=True)):
+            for start in range(0, here.slot_of.size, GROUP):
+                group = list(range(start, min(start + GROUP, here.slot_of.size)))
+                state.fill(group)
+                self._load(layer, group, here, state, Traffic(), paced=False)
+                yield len(group)
 
     def resize(self, slots: int) -> None:
         """Change the budget of every layer; where it shrinks, the least worth keeping leaves."""

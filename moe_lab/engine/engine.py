@@ -108,6 +108,7 @@ class Engine:
         self._touched_dense = _touched_dense(self.hf)
         model.connect(self._blocks)
         self._wrap_passes()
+        self.telemetry.settled([state.resident for state in experts.states])
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ class Engine:
     @routing.setter
     def routing(self, policy: RoutingPolicy | type[RoutingPolicy] | str) -> None:
         chosen = resolve(policy, ROUTING, "routing")
-        if not self._blocks.rules and chosen.lossy:
+        if self._blocks.rules is None and chosen.lossy:
             raise SettingError(f"routing policies are off for this model: {self.spec.routing}")
 
         def change() -> None:
@@ -217,8 +218,10 @@ class Engine:
             finish = step.finish
         return Reply("".join(pieces), tuple(ids), self.stats, self.trace, finish)
 
-    def score(self, text: str | Sequence[int], *, window: int = 1024, state: Literal["fresh", "live"] = "fresh") -> Score:
-        """Perplexity of ``text`` under the present routing, teacher-forced in windows of ``window`` tokens.
+    def score(self, text: str | Sequence[int], *, window: int | None = None,
+              state: Literal["fresh", "live"] = "fresh") -> Score:
+        """Perplexity of ``text`` under the present routing, teacher-forced in windows of ``window`` tokens
+        (1,024, or the model's context where that is shorter).
 
         ``state="fresh"``: a residency of its own, empty at each window (the running range of Cache-Prior
         persists); the live slots stay untouched, and reads are counted but not slowed. ``"live"`` goes on
@@ -229,6 +232,7 @@ class Engine:
         ids = to_ids(text, self.tokenizer, self.hf.config.get_text_config().vocab_size, "text")
         if len(ids) < 2:
             raise SettingError("a score needs two tokens at least: the first is only read")
+        window = min(1024, self.spec.context) if window is None else window
         if not isinstance(window, int) or not 1 <= window <= self.spec.context:
             raise SettingError(f"window={window!r} must lie between 1 and this model's context of {self.spec.context:,} tokens")
         with self._owner.held():

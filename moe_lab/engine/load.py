@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tqdm import tqdm
+
 from moe_lab.cache import ExpertCache, slots_for
 from moe_lab.engine.engine import Engine, torch_dtype
 from moe_lab.errors import SettingError
@@ -25,9 +27,10 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     """Load a mixture-of-experts model whose experts stay on disk.
 
     ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
-    experts, or bytes (``"6 GiB"``); None keeps everything resident if it fits into the free memory, else as
+    experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None keeps everything resident if it fits into the free memory, else as
     much as fits. ``weights``: ``"f32"`` or ``"bf16"``, by default the checkpoint's own precision. ``disk``:
-    ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere. ``seed`` is the
+    ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere (what is loaded before
+    the first token is not slowed). ``seed`` is the
     default of sampling and of policies that draw.
 
     Raises ``CheckpointError``, ``UnsupportedModelError``, ``BudgetError``, ``PolicyError``, ``SettingError``.
@@ -50,6 +53,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
         print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
               f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
     opened = open_model(folder, torch_dtype(name), name=model)
+    if opened.rules is None and chosen_routing.lossy:
+        raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {opened.spec.routing}")
     store = ExpertStore(opened.plan, format)
     states = [
         LayerState.new(spec.experts, spec.top_k, slots, chosen_routing, chosen_eviction, layer, seed)
@@ -57,4 +62,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     ]
     experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
                           Readers(store, disk))
+    if slots == spec.experts:
+        with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:
+            for loaded in experts.preload():
+                bar.update(loaded)
     return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed)

@@ -28,7 +28,7 @@ class MoEBlocks:
     keeps a residency of its own.
     """
 
-    def __init__(self, cache: ExpertCache, format: Format, rules: list[RouterRule], telemetry: Telemetry,
+    def __init__(self, cache: ExpertCache, format: Format, rules: list[RouterRule] | None, telemetry: Telemetry,
                  hidden: int, expert_hidden: int, activation: str) -> None:
         self.cache, self.format, self.rules, self.telemetry = cache, format, rules, telemetry
         self.D, self.F, self.activation = hidden, expert_hidden, activation
@@ -54,6 +54,8 @@ class MoEBlocks:
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
+        if self.rules is None:
+            ids, weights = self._observe(layer, ids, weights)
         began = perf_counter()
         traffic, slots = Traffic(), None
         if x.shape[0] == 1 and self.settle:
@@ -65,6 +67,21 @@ class MoEBlocks:
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, slots, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
+
+    def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where routing policies are off: let the residency follow the choice of the model's own router.
+
+        The walk is given logits that make it choose exactly these ids; returned in its order.
+        """
+        began, state = perf_counter(), self.cache.states[layer]
+        gates, order = weights.float().sort(-1, descending=True, stable=True)
+        ids = ids.gather(-1, order)
+        z = torch.full((ids.shape[0], state.E), -1.0).scatter_(-1, ids, torch.arange(ids.shape[1], 0, -1.0).expand_as(gates))
+        before = state.resident.copy()
+        walked = walk(state, z.numpy(), z.clamp(min=0).numpy())._replace(gates=gates.numpy())
+        self._walked = walked
+        self.telemetry.routed(layer, walked, z.numpy(), before, perf_counter() - began)
+        return ids, gates
 
     def _token(self, layer: int, x: torch.Tensor, slots: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
         """One token: all its experts in one kernel call, from their slots."""

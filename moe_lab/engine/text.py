@@ -15,7 +15,7 @@ def to_ids(text: str | Sequence[int] | np.ndarray, tokenizer: Any, vocabulary: i
     if isinstance(text, str):
         if tokenizer is None:
             raise SettingError(f"this checkpoint has no tokenizer; give {what} as a list of token ids")
-        ids = list(tokenizer(text)["input_ids"])
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
     else:
         try:
             ids = [int(i) for i in text]

@@ -10,7 +10,7 @@ from moe_lab.errors import SettingError
 class Bytes:
     """A tokenizer whose ids are UTF-8 bytes: the hardest case for a stream of text."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode())}
 
     def decode(self, ids: list[int], **_: object) -> str:

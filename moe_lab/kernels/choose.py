@@ -10,29 +10,44 @@ import numpy as np
 from moe_lab.kernels.jit import jit
 
 
+LOWEST = -(2**63)
+"""Key of an expert that is taken or never to be taken."""
+
+
 @jit(cache=False)
-def choose(scores: np.ndarray, logits: np.ndarray, ids: np.ndarray) -> int:
+def _rising(bits: np.int32) -> int:
+    """The bits of a float32 as a whole number that rises with it; -0.0 is 0.0."""
+    bits = np.int32(0) if bits == np.int32(-(2**31)) else bits
+    return np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@jit(cache=False)
+def choose(scores: np.ndarray, logits: np.ndarray, ids: np.ndarray, keys: np.ndarray) -> int:
     """Fill ``ids`` (K,) with the K best of ``scores`` (E,), in falling order; returns how many there are.
 
     +inf always, -inf never; ties go to the larger of ``logits`` (E,), then to the lower id. -1 - e for a NaN score
-    of expert e.
+    of expert e. ``keys`` (E,) int64 is room to work in: score and logit side by side in one whole number, so that a
+    pass for the largest has no branch and fits vector units.
     """
-    K, n = ids.size, 0
-    for e in range(scores.size):
-        s, z = scores[e], logits[e]
-        if s != s:
+    E = scores.size
+    for e in range(E):
+        if scores[e] != scores[e]:
             return -1 - e
-        if s == -np.inf:
-            continue
-        place = n
-        while place > 0 and (s > scores[ids[place - 1]] or (s == scores[ids[place - 1]] and z > logits[ids[place - 1]])):
-            place -= 1
-        if place < K:
-            n = min(n + 1, K)
-            for i in range(n - 1, place, -1):
-                ids[i] = ids[i - 1]
-            ids[place] = e
-    return n
+    score_bits, logit_bits = scores.view(np.int32), logits.view(np.int32)
+    for e in range(E):
+        keys[e] = (_rising(score_bits[e]) << 32) + _rising(logit_bits[e])
+        keys[e] = LOWEST if scores[e] == -np.inf else keys[e]
+    for k in range(min(ids.size, E)):
+        top = keys[0]
+        for e in range(E):
+            top = max(top, keys[e])
+        if top == LOWEST:
+            return k
+        e = 0
+        while keys[e] != top:
+            e += 1
+        ids[k], keys[e] = e, LOWEST
+    return min(ids.size, E)
 
 
 @jit(cache=False)
@@ -67,5 +82,5 @@ def best(logits: np.ndarray, n: int) -> np.ndarray:
         array([1, 2, 3])
     """
     ids = np.empty(max(0, min(n, logits.size)), dtype=np.int64)
-    found = choose(logits, logits, ids) if ids.size else 0
+    found = choose(logits, logits, ids, np.empty(logits.size, dtype=np.int64)) if ids.size else 0
     return ids[:found]

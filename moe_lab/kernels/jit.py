@@ -29,14 +29,22 @@ def _folder_stamp() -> str:
     return stamp.hexdigest()
 
 
-def keep_on_disk(dispatcher: Any) -> None:
-    """Let a numba dispatcher find its machine code of an earlier process; without a writable folder, do nothing."""
+def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None) -> None:
+    """Let a numba dispatcher find its machine code of an earlier process; without a writable folder, do nothing.
+
+    ``inner`` is a function that the dispatcher closes over. numba tells closures apart by an id that is new in every
+    process; here they are told apart by the source of ``inner``.
+    """
     try:
         dispatcher.enable_caching()
     except RuntimeError:        # read-only installation and no home folder
         return
-    file = dispatcher._cache._cache_file
-    file._source_stamp = (file._source_stamp, _folder_stamp())
+    cache = dispatcher._cache
+    cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _folder_stamp())
+    if inner is not None:
+        source = hashlib.sha256(Path(inner.__code__.co_filename).read_bytes()).hexdigest()
+        name = f"{inner.__module__}.{inner.__qualname__}"
+        cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple(), name, source)
 
 
 @overload

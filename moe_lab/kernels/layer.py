@@ -17,13 +17,13 @@ from moe_lab.kernels.pointers import pointer
 FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size", "routing_parameters",
           "eviction_parameters", "memory_words",
           "memory", "shadow", "resident", "last_use", "arrived", "uses", "own", "clock", "routing_state",
-          "eviction_state", "routing_params", "eviction_params", "scores", "marks", "report",
-          "rank", "keep", "touch", "left", "token")
+          "eviction_state", "routing_params", "eviction_params", "scores", "keys", "marks", "report",
+          "rank", "weakest", "touch", "left", "token")
 """Numbers, then addresses of arrays, then addresses of functions (0: no such hook)."""
 (EXPERTS, TOP_K, SLOTS, COLUMNS, ROUTING_SIZE, EVICTION_SIZE, ROUTING_PARAMETERS, EVICTION_PARAMETERS, MEMORY_WORDS,
  MEMORY, SHADOW, RESIDENT, LAST_USE, ARRIVED, USES, OWN_COLUMNS, CLOCK, ROUTING_STATE,
- EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, SCORES, MARKS, REPORT,
- RANK, KEEP, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
+ EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, SCORES, KEYS, MARKS, REPORT,
+ RANK, WEAKEST, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
 
 FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP = range(4)
 """What a kernel returns; ``report`` says where: (token, expert)."""
@@ -40,6 +40,7 @@ class Layer(NamedTuple):
     routing_params: np.ndarray
     eviction_params: np.ndarray
     scores: np.ndarray
+    keys: np.ndarray
     marks: np.ndarray
     report: np.ndarray
 
@@ -63,6 +64,7 @@ def opened(block: np.ndarray) -> Layer:
         numba.carray(pointer(block[ROUTING_PARAMS]), (block[ROUTING_PARAMETERS],), np.float64),
         numba.carray(pointer(block[EVICTION_PARAMS]), (block[EVICTION_PARAMETERS],), np.float64),
         numba.carray(pointer(block[SCORES]), (E,), np.float32),
+        numba.carray(pointer(block[KEYS]), (E,), np.int64),
         numba.carray(pointer(block[MARKS]), (E + 1,), np.int64),
         numba.carray(pointer(block[REPORT]), (2,), np.int64),
     )

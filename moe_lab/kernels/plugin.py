@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numba
+import numpy as np
 from numba.core.errors import NumbaError
 
 from moe_lab.errors import PolicyError
@@ -34,7 +35,7 @@ _lock = threading.Lock()
 
 
 def addresses(policy: type[Policy]) -> dict[str, int]:
-    """Addresses of the compiled functions of a policy class by name, 0 for a hook that it lacks.
+    """Addresses of the compiled functions of a policy class by name (``weakest`` for keep), 0 for a hook that it lacks.
 
     Compiled once per class; instances with other parameters share the code.
 
@@ -43,7 +44,7 @@ def addresses(policy: type[Policy]) -> dict[str, int]:
     """
     with _lock:
         if policy not in _compiled:
-            _compiled[policy] = {name: _address(policy, name) for name in HOOKS[policy.kind]}
+            _compiled[policy] = _compile(policy)
         return _compiled[policy]
 
 
@@ -52,25 +53,58 @@ def functions(policy: type[Policy]) -> list[Callable[..., Any]]:
     return [function for name in HOOKS[policy.kind] if (function := getattr(policy, name)) is not None]
 
 
-def _address(policy: type[Policy], name: str) -> int:
-    function = getattr(policy, name)
-    if function is None:
-        return 0
-    ours = function.__module__.startswith("moe_lab.")
+def finder(keep: Callable[..., float]) -> Callable[..., int]:
+    """The loop that finds the resident with the lowest ``keep``, with ``keep`` inside it."""
+    def weakest(resident, marks, stats, state, params, now):  # type: ignore[no-untyped-def]
+        """Ties go to the least recently used, then to the lowest id; experts with the present mark are protected.
+
+        -1 where there is none, -2 - e where keep of expert e is NaN.
+        """
+        last_use, mark = stats.last_use, marks[-1]
+        victim, lowest = -1, np.inf
+        for e in range(resident.size):
+            if resident[e] and marks[e] != mark:
+                value = float(keep(e, stats, state, params, now))
+                if value != value:
+                    return -2 - e
+                if victim < 0 or value < lowest or (value == lowest and last_use[e] < last_use[victim]):
+                    victim, lowest = e, value
+        return victim
+
+    return weakest
+
+
+def _compile(policy: type[Policy]) -> dict[str, int]:
+    found = {}
+    for name in HOOKS[policy.kind]:
+        function = getattr(policy, name)
+        if function is None:
+            found[name] = 0
+            continue
+        ours = function.__module__.startswith("moe_lab.")
+        dispatcher = numba.njit(nogil=True, boundscheck=not ours)(function)
+        if name == "keep":
+            if not ours:
+                _address(policy, function, dispatcher, "keep")      # an error should name keep, not the loop
+            name, dispatcher = "weakest", numba.njit(nogil=True)(finder(dispatcher))
+        if ours:
+            keep_on_disk(dispatcher, function)
+        found[name] = _address(policy, function, dispatcher, name)
+    return found
+
+
+def _address(policy: type[Policy], function: Callable[..., Any], dispatcher: Any, name: str) -> int:
     signature = SIGNATURES[name]
-    dispatcher = numba.njit(nogil=True, boundscheck=not ours)(function)
-    if ours:
-        keep_on_disk(dispatcher)
     try:
         dispatcher.compile(signature)
     except NumbaError as error:
-        raise PolicyError(_not_compiled(policy, function, signature, error)) from error
+        raise PolicyError(_not_compiled(policy, function, name, error)) from error
     result = dispatcher.get_compile_result(signature)
     _alive.append(dispatcher)       # machine code must outlive every layer that calls it
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
 
-def _not_compiled(policy: type[Policy], function: Callable[..., Any], signature: Any, error: NumbaError) -> str:
+def _not_compiled(policy: type[Policy], function: Callable[..., Any], name: str, error: NumbaError) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     code = function.__code__
     lines = [int(n) for n in re.findall(rf"{re.escape(code.co_filename)}[\"']?,? \(?(?:line )?(\d+)", text)]
@@ -78,7 +112,7 @@ def _not_compiled(policy: type[Policy], function: Callable[..., Any], signature:
     said = [row.strip() for row in text.splitlines() if row.strip()]
     reason = next((row for row in said if not row.startswith(("Failed in", "During", "File", "non-precise type pyobject",
                                                               ">>>", "- Resolution", "There are", "Overload"))), said[0])
-    wanted = "a float" if function.__name__ == "keep" or signature.return_type == numba.float64 else "nothing"
+    wanted = "a float" if name == "keep" else "nothing"
     return (f"policy {policy.name!r}: {place(function, line)} cannot be compiled: {reason}\n"
             f"numba compiles plain functions over numbers and arrays; this one must return {wanted}. Names from "
             "outside are frozen as they are when it is compiled.")

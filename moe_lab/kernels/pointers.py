@@ -27,8 +27,9 @@ SIGNATURES = {
     "touch": types.void(types.int64, types.float64, types.boolean, STATS, F64, F64, types.int64),
     "left": types.void(types.int64, STATS, F64, F64, types.int64),
     "token": types.void(F32, STATS, F64, F64, types.int64),
+    "weakest": types.int64(BOOL, I64, STATS, F64, F64, types.int64),
 }
-"""Types of the functions of a policy, by name."""
+"""Types of the functions of a policy, by name; ``weakest`` is the loop over ``keep`` (see ``plugin.finder``)."""
 
 
 @intrinsic
@@ -56,7 +57,7 @@ def _function_at(name: str) -> Any:
 
 
 rank_at = _function_at("rank")
-keep_at = _function_at("keep")
 touch_at = _function_at("touch")
 left_at = _function_at("left")
 token_at = _function_at("token")
+weakest_at = _function_at("weakest")

@@ -15,11 +15,11 @@ import numpy as np
 from moe_lab.errors import BudgetError, PolicyError, SettingError
 from moe_lab.kernels import layer as field
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import KEEP, LEFT, opened, remember
+from moe_lab.kernels.layer import LEFT, opened, remember
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
 from moe_lab.kernels.plugin import addresses, raised
-from moe_lab.kernels.pointers import keep_at, left_at
-from moe_lab.kernels.settle import weakest
+from moe_lab.kernels.pointers import left_at
+from moe_lab.kernels.settle import find_victim
 
 if TYPE_CHECKING:
     from moe_lab.eviction import EvictionPolicy
@@ -68,6 +68,7 @@ class LayerState:
         state.E, state.K, state.C = E, K, _slots(C, E, K)
         state.layer, state.seed = layer, seed
         state._scores = np.zeros(E, dtype=np.float32)
+        state._keys = np.zeros(E, dtype=np.int64)
         state._marks = np.zeros(E + 1, dtype=np.int64)
         state._report = np.zeros(2, dtype=np.int64)
         state._build(routing, eviction)
@@ -91,7 +92,7 @@ class LayerState:
         self.evict_state = parts["eviction_state"].view(np.float64)
         self.routing, self.eviction = routing, eviction
         self._params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
-        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores,
+        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores, "keys": self._keys,
                 "marks": self._marks, "report": self._report}
         numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
                    "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
@@ -233,7 +234,7 @@ def _shrink(block: np.ndarray, gone: np.ndarray) -> int:
     layer.marks[-1] += 1
     now = layer.clock[0]
     for i in range(gone.size):
-        victim = weakest(layer, keep_at(block[KEEP]), now)
+        victim = find_victim(block, layer, now)
         if victim < 0:
             return -2 - victim
         layer.resident[victim] = False

@@ -5,31 +5,18 @@ Knows residency and the eviction functions; the ids may come from a ranking or f
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import KEEP, LEFT, SLOTS, TOUCH, Layer
-from moe_lab.kernels.pointers import keep_at, left_at, touch_at
+from moe_lab.kernels.layer import LEFT, SLOTS, TOUCH, WEAKEST, Layer
+from moe_lab.kernels.pointers import left_at, touch_at, weakest_at
 
 
 @jit(cache=False)
-def weakest(layer: Layer, keep: Any, now: int) -> int:
-    """The resident, unprotected expert with the lowest keep: ties to the least recently used, then the lowest id.
-
-    -1 where there is none, -2 - e where keep of expert e is NaN.
-    """
-    marks, last_use, mark = layer.marks, layer.stats.last_use, layer.marks[-1]
-    victim, lowest = -1, np.inf
-    for e in range(layer.resident.size):
-        if layer.resident[e] and marks[e] != mark:
-            value = keep(e, layer.stats, layer.eviction_state, layer.eviction_params, now)
-            if value != value:
-                return -2 - e
-            if victim < 0 or value < lowest or (value == lowest and last_use[e] < last_use[victim]):
-                victim, lowest = e, value
-    return victim
+def find_victim(block: np.ndarray, layer: Layer, now: int) -> int:
+    """The unprotected resident that leaves next, see ``plugin.finder``."""
+    return weakest_at(block[WEAKEST])(layer.resident, layer.marks, layer.stats, layer.eviction_state,
+                                      layer.eviction_params, now)
 
 
 @jit(cache=False)
@@ -59,7 +46,7 @@ def settle(block: np.ndarray, layer: Layer, held: int, ids: np.ndarray, gates: n
             touch_at(block[TOUCH])(e, np.float64(gates[k]), hits[k], stats, layer.eviction_state, layer.eviction_params, now)
         if not resident[e]:
             if held >= block[SLOTS]:
-                victim = weakest(layer, keep_at(block[KEEP]), now)
+                victim = find_victim(block, layer, now)
                 if victim < 0:
                     layer.report[1] = -2 - victim
                     return -1

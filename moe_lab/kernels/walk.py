@@ -133,12 +133,12 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
         layer.report[0] = t
         z, w, chosen = logits[t], weights[t], ids[t]
         rank_function(z, w, K, layer.resident, layer.routing_state, layer.routing_params, layer.scores)
-        n = choose(layer.scores, z, chosen)
+        n = choose(layer.scores, z, chosen, layer.keys)
         if n <= 0:
             layer.report[1] = -1 - n
             return NO_EXPERT if n == 0 else NAN_SCORE
         by_weight(chosen, w, n)
-        mass[t] = describe(chosen, n, z, w, gates[t], rank[t], head)
+        mass[t] = describe(chosen, n, z, w, gates[t], rank[t], head, layer.keys)
         if block[TOKEN_HOOK]:
             token_at(block[TOKEN_HOOK])(z, layer.stats, layer.eviction_state, layer.eviction_params, layer.clock[0])
         held = settle(block, layer, held, chosen, gates[t], hits[t], evicted[t])
@@ -151,7 +151,7 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
 
 @jit(cache=False)
 def describe(ids: np.ndarray, n: int, logits: np.ndarray, weights: np.ndarray, gates: np.ndarray, rank: np.ndarray,
-             head: np.ndarray) -> float:
+             head: np.ndarray, keys: np.ndarray) -> float:
     """Fill gates and ranks of the ``n`` chosen, blank the other places; returns the share of gate mass kept."""
     kept, swapped = 0.0, n < ids.size
     for k in range(n):
@@ -164,6 +164,6 @@ def describe(ids: np.ndarray, n: int, logits: np.ndarray, weights: np.ndarray, g
     if not swapped:
         return 1.0
     whole = 0.0
-    for k in range(choose(logits, logits, head)):
+    for k in range(choose(logits, logits, head, keys)):
         whole += weights[head[k]]
     return kept / whole if whole != 0 else 1.0

@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import json
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,7 @@ def train_tokenizer(texts: Iterable[str], path: Path) -> None:
 def prepare(folder: Path, prose: str | Path | None = None) -> None:
     """Write ``tokenizer.json``, ``{world}.{train,held}.npy`` (uint16 ids) and ``sources.json`` into ``folder``.
 
+    ``sources.json`` counts documents, bytes and tokens of each part, and the bytes from each package or manual.
     Raises ``SystemExit`` when a world has no text, or too little.
     """
     from tokenizers import Tokenizer
@@ -167,11 +169,12 @@ def prepare(folder: Path, prose: str | Path | None = None) -> None:
     for world in WORLDS:
         for part, docs in (("train", train[world]), ("held", [d for d in worlds[world] if d.held_out])):
             order = [docs[i] for i in rng.permutation(len(docs))]
-            pieces, characters, size = [], 0, 0
+            pieces, characters, shares = [], 0, Counter[str]()
             for start in range(0, len(order), 256):
                 texts = [d.text() for d in order[start : start + 256]]
                 characters += sum(map(len, texts))
-                size += sum(len(t.encode()) for t in texts)
+                for document, t in zip(order[start : start + 256], texts, strict=True):
+                    shares[document.name.split("/")[0]] += len(t.encode())
                 for encoded in tokenizer.encode_batch(texts):
                     pieces.append(np.asarray([*encoded.ids, 0], dtype=np.uint16))
             ids = np.concatenate([np.zeros(0, dtype=np.uint16), *pieces])
@@ -180,7 +183,10 @@ def prepare(folder: Path, prose: str | Path | None = None) -> None:
                     f"the {world} text makes {ids.size:,} tokens and training needs {LEAST:,}: add documents"
                 )
             np.save(folder / f"{world}.{part}.npy", ids)
-            sources[f"{world}.{part}"] = {"documents": len(docs), "bytes": size, "tokens": int(ids.size)}
+            sources[f"{world}.{part}"] = {
+                "documents": len(docs), "bytes": shares.total(), "tokens": int(ids.size),
+                "sources": dict(shares.most_common()),
+            }
             print(f"{world:>7} {part:>5}: {len(docs):6,} documents, {characters / 1e6:6.1f} M characters, "
                   f"{ids.size / 1e6:6.2f} M tokens", flush=True)
     (folder / "sources.json").write_text(json.dumps(sources, indent=2) + "\n")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,6 @@ from moe_lab.pocket import folder as packaged_folder
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM
-
-PROVENANCE = "training.json"
-"""File beside the weights that says which step they are from."""
 
 
 def newest(run: Path) -> Path:
@@ -78,9 +74,7 @@ def export(run: Path, to: Path, state: str | None = None, patience: int = 5) -> 
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=to.parent) as temporary:
         part = Path(temporary)
-        train.export(model, run / "tokens", part)
-        shutil.copy(run / "tokens" / "sources.json", part / "sources.json")
-        (part / PROVENANCE).write_text(json.dumps(figures, indent=2) + "\n")
+        train.export(model, run / "tokens", part, figures)
         swap(part, to)
     return figures
 

@@ -178,12 +178,16 @@ def steps(
         yield state
 
 
-def export(model: OlmoeForCausalLM, tokens: Path, folder: Path) -> None:
-    """Write the model as plain bfloat16 safetensors with its tokenizer: an ordinary checkpoint."""
+def export(model: OlmoeForCausalLM, tokens: Path, folder: Path, state: State) -> None:
+    """Write the model as plain bfloat16 safetensors with its tokenizer: an ordinary checkpoint.
+
+    Beside it stand ``training.json`` (``state``) and ``sources.json`` (what the text was), for the card.
+    """
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.bfloat16().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "sources.json"):
         shutil.copy(tokens / name, folder / name)
+    (folder / "training.json").write_text(json.dumps(state, indent=2) + "\n")
     model.float()
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
@@ -225,7 +229,7 @@ def main() -> None:
             save(args.out / ("stable" if before else "last"), model, optimizer, state)
             saved = now
     save(args.out / "last", model, optimizer, state)
-    export(model, text, args.out / "model")
+    export(model, text, args.out / "model", state)
     print(f"wrote {args.out / 'model'}", flush=True)
 
 

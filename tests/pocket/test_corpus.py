@@ -116,7 +116,9 @@ def test_prepared_tokens_hold_every_document_once_and_nothing_held_out_is_traine
             assert texts.pop() == ""
             assert sorted(texts) == sorted(d.text() for d in documents)
             size = sum(len(d.text().encode()) for d in documents)
-            assert sources[f"{world}.{part}"] == {"documents": len(documents), "bytes": size, "tokens": len(ids)}
+            assert sources[f"{world}.{part}"] == {
+                "documents": len(documents), "bytes": size, "tokens": len(ids), "sources": {world: size},
+            }
 
 
 def test_too_little_text_is_refused_with_the_figure(tmp_path, monkeypatch):

@@ -154,6 +154,11 @@ def test_a_diverged_run_stops_and_says_where(tiny, monkeypatch):
 def test_without_tokens_a_run_prepares_them_first(tiny, monkeypatch):
     (tiny / "tokens" / "sources.json").unlink()
     asked = []
-    monkeypatch.setattr(train.corpus, "prepare", lambda *args: asked.append(args))
+
+    def prepare(folder, prose):
+        asked.append((folder, prose))
+        (folder / "sources.json").write_text("{}")
+
+    monkeypatch.setattr(train.corpus, "prepare", prepare)
     go(monkeypatch, tiny, 256, "--prose", "my/texts")
     assert [str(a) for a in asked[0]] == [str(tiny / "tokens"), "my/texts"]

@@ -1,0 +1,419 @@
+"""The live dashboard: one widget, its state in documented traits, its pictures in binary messages.
+
+Knows the session and the page. Decides nothing about models, policies or caches: what a user turns becomes
+a wish of the session, and what the engine then says is what the traits show.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets as tr
+from IPython.display import display, update_display
+
+from moe_lab.errors import MoELabError, SettingError
+from moe_lab.units import format_bytes
+from moe_lab_widgets import controls, frames, still
+from moe_lab_widgets.driver import ForegroundDriver, Result, ThreadDriver
+from moe_lab_widgets.session import Session
+
+_STATIC = Path(__file__).parent / "static"
+_SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth")
+_CURVE_EVERY = 5
+"""The curve goes with every fifth frame."""
+
+
+class Lab(anywidget.AnyWidget):
+    """The live dashboard of an engine.
+
+    >>> import moe_lab as ml
+    >>> from moe_lab_widgets import Lab
+    >>> lab = Lab(ml.load("pocket", cache="25%"))      # doctest: +SKIP
+    >>> lab                                            # doctest: +SKIP
+    >>> lab.start("def fibonacci(n):")                 # doctest: +SKIP
+
+    ``routing`` and ``eviction`` are policies of your own to offer beside the shipped ones. All other keywords
+    are traits. Every parameter of every policy is a trait too (``lab.penalty``), None while the present policy
+    has no such parameter, so that ``ipywidgets.link((slider, "value"), (lab, "penalty"))`` works.
+    """
+
+    _esm = _STATIC / "lab.js"
+    _css = _STATIC / "lab.css"
+
+    slots = tr.Int(0, help="Cache slots a layer; acts at the next token.").tag(sync=True)
+    routing = tr.Unicode("", help="Name of the routing policy; acts at the next token.").tag(sync=True)
+    routing_values = tr.Dict(help="Its parameters by name.").tag(sync=True)
+    eviction = tr.Unicode("", help="Name of the eviction policy; acts at the next token.").tag(sync=True)
+    eviction_values = tr.Dict(help="Its parameters by name.").tag(sync=True)
+    bandwidth = tr.Float(0.0, help="Bandwidth of the simulated disk in MB/s; 0 where the disk is real.").tag(sync=True)
+
+    prompt = tr.Unicode("def fibonacci(n):", help="What the next run starts from.").tag(sync=True)
+    max_new_tokens = tr.Int(400, help="Tokens of the next run at most.").tag(sync=True)
+    temperature = tr.Float(0.0, help="Of the next run; 0 is greedy.").tag(sync=True)
+    top_k = tr.Int(0, help="Of the next run; 0 means all tokens.").tag(sync=True)
+    top_p = tr.Float(1.0, help="Of the next run; 1 means all tokens.").tag(sync=True)
+    repetition_penalty = tr.Float(1.0, help="Of the next run; 1 changes nothing.").tag(sync=True)
+    seed = tr.Int(0, help="Of the next run.").tag(sync=True)
+    fps = tr.Float(10.0, min=0.2, max=60.0, help="Pictures a second at most.").tag(sync=True)
+
+    uid = tr.Unicode("", help="Tells dashboards on one page apart.").tag(sync=True)
+    state = tr.Unicode("ready", help="ready, running, paused, stopped or finished.").tag(sync=True)
+    finish = tr.Unicode("", help="Why the last run ended: end, length, stop or context.").tag(sync=True)
+    exact = tr.Bool(True, help="Whether nothing alters the model's answers.").tag(sync=True)
+    disk = tr.Unicode("", help="The disk in words; a simulated one is called so.").tag(sync=True)
+    error = tr.Unicode("", help="What the run met, if it met something.").tag(sync=True)
+    refusals = tr.Dict(help="Messages of refused settings, by name.").tag(sync=True)
+    foreground = tr.Bool(False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
+    offered = tr.Dict(help="What can be turned: policies with their parameters, range of the slots.").tag(sync=True)
+    model = tr.Dict(help="The model: name, layers, experts, top_k, bytes of an expert.").tag(sync=True)
+
+    token = tr.Int(0, help="Tokens generated since the dashboard was made.")
+    tokens_per_s = tr.Float(0.0, help="Speed over the last two seconds.")
+    hit_rate = tr.Float(0.0, help="Share of the expert uses that found theirs resident, last two seconds.")
+    read_mib_per_token = tr.Float(0.0, help="MiB read for a token, last two seconds.")
+
+    def __init__(self, engine: Any, *, routing: Iterable[Any] = (), eviction: Iterable[Any] = (), **traits: Any) -> None:
+        if unknown := [name for name in traits if name not in self.trait_names()]:
+            raise SettingError(f"Lab has no setting {unknown[0]!r}; it has {', '.join(self.class_own_traits())}")
+        self._session = Session.of(engine, routing, eviction)
+        self._agreed: dict[str, Any] = self._session.settings()
+        self._reflecting = 0
+        self._page_lock = threading.RLock()
+        self._outbox = frames.Outbox()
+        self._before: np.ndarray | None = None
+        self._at = {"run": -1, "text": 0, "points": 0, "marked": -1}
+        self._look: tuple[int, int] | None = None
+        self._display_id = uuid.uuid4().hex
+        self._displayed = False
+        super().__init__(offered=self._session.choices.describe(), model=controls.spec_of(engine), seed=engine.seed,
+                         uid=self._display_id, **{**self._agreed, **traits})
+        self._outbox.fps = self.fps
+        self._name_parameters()
+        self.observe(self._turned, list(_SETTINGS))
+        self.observe(lambda change: setattr(self._outbox, "fps", change["new"]), "fps")
+        self.on_msg(self._heard)
+        self._session.views.append(self)
+        self.reflect()
+        for name in set(traits) & set(_SETTINGS):
+            self._wish(name)
+
+    # --- for users --------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Any:
+        """The engine that is shown."""
+        return self._session.engine
+
+    def start(self, prompt: Any = None, **options: Any) -> None:
+        """Generate in the background; the cell returns at once.
+
+        ``prompt`` (text or token ids) and ``options`` (those of ``engine.stream``) take the places of the traits
+        of that name. Raises ``BusyError`` if the engine generates already, and what ``engine.stream`` raises.
+        """
+        self._start(prompt, options, paused=False)
+
+    def pause(self) -> None:
+        """Stand still after the present token; ``resume()`` goes on."""
+        if self._session.driver is not None:
+            self._session.driver.pause()
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        if self._session.driver is not None:
+            self._session.driver.resume()
+
+    def one_token(self) -> None:
+        """Generate one token, stand still, and say what happened. Starts a run if there is none."""
+        if self._session.driver is None:
+            self._start(None, {}, paused=True)
+        else:
+            self._session.driver.one_token()
+
+    def stop(self) -> None:
+        """End the run after the present token."""
+        if self._session.driver is not None:
+            self._session.driver.stop()
+
+    def reset(self) -> None:
+        """Empty the cache at the next token."""
+        self._session.wish("reset", True)
+
+    def watch(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """Show the steps of ``engine.stream(...)`` while a loop of your own takes them.
+
+        For scripts and front ends that do not show updates from threads. Controls may only act between cells
+        here, since the kernel is busy with the loop.
+
+        >>> for step in lab.watch(engine.stream("def f(")):     # doctest: +SKIP
+        ...     pass
+        """
+        from moe_lab_widgets import terminal
+
+        steps = ForegroundDriver(self._session).watch(iter(stream))
+        return terminal.shown(self, steps) if terminal.in_terminal() else steps
+
+    def result(self, timeout_s: float | None = None) -> Result:
+        """Wait for the end of the run that ``start`` began, and return its text; raises what the run met."""
+        driver = self._last_driver
+        if driver is None:
+            raise SettingError("nothing has been started here; type lab.start('...') first")
+        return driver.result(timeout_s)
+
+    def to_frame(self) -> Any:
+        """The map as a table (pandas): a row an expert."""
+        import pandas as pd
+
+        now, spec = self.engine.telemetry.snapshot(), self.engine.spec
+        L, E = now.resident.shape
+        return pd.DataFrame({
+            "layer": np.repeat(spec.layers, E), "expert": np.tile(np.arange(E), L), "resident": now.resident.ravel(),
+            "used_now": now.used.ravel(), "just_loaded": now.loaded.ravel(), "swapped_in": now.swapped.ravel(),
+            "uses": now.uses.ravel(), "hits": now.hits.ravel(), "last_use": now.last_use.ravel(),
+        })
+
+    def close(self) -> None:
+        """Stop what this session runs, if this is its last dashboard, and take the dashboard away."""
+        views = self._session.views
+        if self in views:
+            views.remove(self)
+            if not views:
+                self.stop()
+        super().close()
+
+    def __repr__(self) -> str:
+        numbers, session = self._session.history.numbers(), self._session
+        return still.sentence(session.engine.spec.name, self.state, session.history.texts, numbers.hit_rate,
+                              numbers.read_bytes_per_token, numbers.tokens_per_s, self.exact, self.disk)
+
+    # --- runs ----------------------------------------------------------------------------------------------
+
+    _last_driver: ThreadDriver | None = None
+
+    def _start(self, prompt: Any, options: dict[str, Any], paused: bool) -> None:
+        engine = self.engine
+        prompt = self.prompt if prompt is None else prompt
+        if isinstance(prompt, str):
+            self.prompt = prompt
+        chosen = {
+            "max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_k": self.top_k or None,
+            "top_p": self.top_p if self.top_p < 1 else None, "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed, **options,
+        }
+        for name in ("max_new_tokens", "temperature", "repetition_penalty", "seed"):
+            with contextlib.suppress(tr.TraitError):
+                self.set_trait(name, chosen[name])
+        stream = engine.stream(prompt, **chosen)      # refuses bad settings here, in the caller's thread
+
+        def go_on(ids: list[int]) -> Iterator[Any]:
+            first = list(engine.tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+            left = {**chosen, "max_new_tokens": chosen["max_new_tokens"] - len(ids)}
+            return iter(engine.stream(first + ids, **left))
+
+        self._last_driver = ThreadDriver(self._session, iter(stream), go_on, paused)
+
+    # --- wishes ----------------------------------------------------------------------------------------------
+
+    def _turned(self, change: Any) -> None:
+        """A setting was changed by the page or by code: note it, touch nothing."""
+        if self._reflecting != threading.get_ident():
+            self._wish(change["name"])
+
+    def _wish(self, name: str) -> None:
+        kind = name.removesuffix("_values")
+        if kind in controls.KINDS:
+            self._session.wish(kind, (getattr(self, kind), dict(getattr(self, f"{kind}_values"))))
+        else:
+            self._session.wish(name, getattr(self, name))
+
+    def _name_parameters(self) -> None:
+        """Give each parameter of each policy a trait of its name, tied to the dict that the page sees."""
+        names = {p: kind for kind in controls.KINDS for p in self._session.choices.parameters(kind)}
+        new = [p for p in names if p.isidentifier() and not hasattr(type(self), p)]
+        if not new:
+            return
+        self.add_traits(**{p: tr.Float(None, allow_none=True, help=f"Parameter of the {names[p]} policy.") for p in new})
+        self._parameters = {**getattr(self, "_parameters", {}), **{p: names[p] for p in new}}
+        self._show_parameters()
+        self.observe(self._parameter_turned, new)
+
+    def _parameter_turned(self, change: Any) -> None:
+        name, value = change["name"], change["new"]
+        if self._reflecting == threading.get_ident() or value is None:
+            return
+        kind = self._parameters[name]
+        policy = self._session.choices.policies[kind].get(getattr(self, kind))
+        if policy is not None and name in policy.parameters():
+            setattr(self, f"{kind}_values", {**getattr(self, f"{kind}_values"), name: value})
+        else:
+            with self._speaking():
+                self.set_trait(name, None)
+
+    def _show_parameters(self) -> None:
+        for name, kind in self._parameters.items():
+            value = getattr(self, f"{kind}_values").get(name)
+            self.set_trait(name, None if value is None else float(value))
+
+    # --- what the session tells (View) --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Traits set inside are the engine's words, not the user's wishes."""
+        with self._page_lock:
+            outer, self._reflecting = self._reflecting, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._reflecting = outer
+
+    def reflect(self) -> None:
+        """Bring the traits up to what the engine says."""
+        session = self._session
+        with self._speaking():
+            if session.learn() or self.offered.get("simulated") != (self.engine.disk is not None):
+                self.offered = session.choices.describe()
+                self._name_parameters()
+            for name, value in session.settings().items():
+                if value != self._agreed.get(name):
+                    self._agreed[name] = value
+                    if not session.wished(name.removesuffix("_values")):
+                        self.set_trait(name, value)
+            self._show_parameters()
+            self.exact = bool(self.engine.exact)
+            self.disk = "real disk" if self.engine.disk is None else repr(self.engine.disk)
+            self.finish, self.error, self.state = session.finish, session.error, session.state
+            self.foreground = session.driver is not None and session.driver.foreground
+
+    def refused(self, knob: str, message: str) -> None:
+        """Show a refusal under its control and put the last good value back; an empty message clears it."""
+        if not message and knob not in self.refusals:
+            return
+        with self._speaking():
+            self.refusals = {**{k: v for k, v in self.refusals.items() if k != knob}, **({knob: message} if message else {})}
+            if message and not self._session.wished(knob):
+                for name, value in self._session.settings().items():
+                    if name.removesuffix("_values") == knob:
+                        self.set_trait(name, value)
+
+    def show(self, force: bool) -> None:
+        """Send the newest picture if it is time, or if it is the last one for a while."""
+        self._outbox.patient = not self.foreground
+        if force or self._outbox.due():
+            with self._page_lock:
+                self._send_frame(still_one=force)
+
+    def renew_still(self) -> None:
+        """Renew the picture in the saved notebook."""
+        if self._displayed:
+            update_display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def _send_frame(self, still_one: bool) -> None:
+        session, history = self._session, self._session.history
+        now = self.engine.telemetry.snapshot()
+        sequence = self._outbox.next()
+        content = {"k": "frame", "cost": round(session.cost, 4), **self._news(sequence % _CURVE_EVERY == 1 or still_one)}
+        self.send(content, [frames.pack(sequence, now, self._before, still_one)])
+        self._before = now.resident
+        numbers = history.numbers()
+        self.token, self.tokens_per_s = history.tokens, numbers.tokens_per_s
+        self.hit_rate, self.read_mib_per_token = numbers.hit_rate, numbers.read_bytes_per_token / 2**20
+
+    def _news(self, with_curve: bool) -> dict[str, Any]:
+        """Everything since the last message: numbers, text, points; marks and sentences where they changed."""
+        session, history, at = self._session, self._session.history, self._at
+        if at["run"] != history.run:
+            at.update(run=history.run, text=0)
+        numbers = history.numbers()
+        first, pieces = history.text_since(at["text"])
+        first_point, points = history.points_since(at["points"])
+        at.update(text=first + len(pieces), points=first_point + len(points))
+        news: dict[str, Any] = {
+            "run": history.run, "token": history.tokens, "text": [first, pieces], "points": [first_point, points],
+            "numbers": [numbers.tokens_per_s, numbers.hit_rate, numbers.read_bytes_per_token, numbers.swapped_share],
+        }
+        if at["marked"] != history.marked:
+            at["marked"] = history.marked
+            news["marks"] = history.marks()
+        if with_curve:
+            news["curve"] = {"tokens": session.curve.tokens, "hit": np.rint(session.curve.hit_rate() * 1e4).astype(int).tolist()}
+            news["said"] = session.sentences
+        if self._look is not None:
+            news["cell"] = session.cell(*self._look)
+        return news
+
+    def _send_all(self) -> None:
+        """A view has come or come back: all there is, from the beginning."""
+        with self._page_lock:
+            self._at = {"run": -1, "text": 0, "points": 0, "marked": -1}
+            now = self.engine.telemetry.snapshot()
+            still_one = self.state != "running"
+            content = {"k": "full", "cost": round(self._session.cost, 4), **self._news(with_curve=True)}
+            self.send(content, [frames.pack(self._outbox.next(), now, None, still_one)])
+            self._before = now.resident
+        self.reflect()
+
+    def _heard(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        """A message of the page; everything in it is doubted."""
+        if not isinstance(content, dict):
+            return
+        if "ack" in content:
+            self._outbox.heard(int(content["ack"]))
+        if "hello" in content:
+            self._outbox.heard(self._outbox.sequence)
+            self._send_all()
+        if "look" in content:
+            place = content["look"]
+            self._look = (int(place[0]), int(place[1])) if place else None
+            if self._look is not None:
+                self.send({"k": "cell", "cell": self._session.cell(*self._look)})
+        command = {"run": self._run_or_resume, "pause": self.pause, "step": self.one_token, "stop": self.stop,
+                   "reset": self.reset}.get(str(content.get("do", "")))
+        if command is not None:
+            try:
+                command()
+            except MoELabError as error:
+                self._session.error = str(error)
+                self._session.tell()
+
+    def _run_or_resume(self) -> None:
+        if self._session.driver is None:
+            self.start()
+        else:
+            self.resume()
+
+    # --- display ---------------------------------------------------------------------------------------------------
+
+    def _ipython_display_(self) -> None:
+        """Display under an id of our own, so that the picture in the saved notebook can be renewed."""
+        from moe_lab_widgets import terminal
+
+        if terminal.in_terminal():
+            terminal.show(self)
+            return
+        self._displayed = True
+        display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The live view for front ends that have a kernel; a picture and a sentence for all others."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+        data["text/plain"] = repr(self)
+        data["image/png"] = base64.b64encode(self.png()).decode()
+        return data
+
+    def png(self) -> bytes:
+        """The present state as a PNG."""
+        numbers = self._session.history.numbers()
+        size, unit = format_bytes(numbers.read_bytes_per_token).split()
+        facts = [("Speed", f"{numbers.tokens_per_s:.1f}", "tokens/s"), ("Reuse", f"{numbers.hit_rate:.0%}", ""),
+                 ("Read per token", size, unit)]
+        return still.png(self.engine.telemetry.snapshot(), repr(self), facts)

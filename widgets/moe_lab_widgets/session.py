@@ -1,0 +1,281 @@
+"""One engine, watched and driven: what all its dashboards share.
+
+Knows the engine's public surface, its history and the wishes that wait. Knows no widget: views are told
+through the few methods of ``View``. Two dashboards on one engine have one session, so they show one truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from moe_lab.errors import BusyError, MoELabError
+from moe_lab_widgets.controls import KINDS, Choices, words_of
+from moe_lab_widgets.curve import ReuseCurve
+from moe_lab_widgets.history import History
+
+_SESSIONS: WeakValueDictionary[int, Session] = WeakValueDictionary()
+_LOCK = threading.Lock()
+
+
+class View(Protocol):
+    """What a session tells its dashboards; called on the thread that generates, or on the caller's."""
+
+    def show(self, force: bool) -> None:
+        """There is a newer picture; ``force``: it is the last one for a while."""
+
+    def reflect(self) -> None:
+        """State, settings or errors have changed."""
+
+    def refused(self, knob: str, message: str) -> None:
+        """A wish was refused; an empty message: it was granted."""
+
+    def renew_still(self) -> None:
+        """The picture in the saved notebook is to be renewed."""
+
+
+class Session:
+    """The engine, its driver if one runs, and everything that views draw.
+
+    ``state`` is one of ready, running, paused, stopped, finished.
+    """
+
+    def __init__(self, engine: Any, routing: Iterable[Any] = (), eviction: Iterable[Any] = ()) -> None:
+        self.engine = engine
+        self.choices = Choices(engine, routing, eviction)
+        spec = engine.spec
+        self.history = History()
+        self.curve = ReuseCurve(spec.L, spec.experts, spec.top_k)
+        self.state = "ready"
+        self.finish = ""
+        self.error = ""
+        self.exception: BaseException | None = None
+        self.sentences: list[str] = []
+        self.driver: Any = None
+        self.views: list[View] = []
+        self.cost_s = 0.0
+        """Seconds that this session has taken from the generating thread."""
+        self.busy_s = 0.0
+        """Seconds that thread has run."""
+        self._seen = engine.telemetry.token
+        self._wishes: dict[str, Any] = {}
+        self._wish_lock = threading.Lock()
+        self._settling = threading.RLock()
+
+    @classmethod
+    def of(cls, engine: Any, routing: Iterable[Any] = (), eviction: Iterable[Any] = ()) -> Session:
+        """The session of ``engine``, made if there is none; ``routing`` and ``eviction`` are policies to offer too."""
+        with _LOCK:
+            session = _SESSIONS.get(id(engine))
+            if session is None:
+                session = _SESSIONS[id(engine)] = cls(engine, routing, eviction)
+            else:
+                for kind, extra in (("routing", routing), ("eviction", eviction)):
+                    for policy in extra:
+                        session.choices.learn(kind, policy)
+        return session
+
+    # --- wishes ---------------------------------------------------------------------------------------
+
+    def wish(self, knob: str, value: Any) -> None:
+        """Note a change; any thread. It is made between two tokens, or now if this session does not generate."""
+        with self._wish_lock:
+            self._wishes[knob] = value
+        if self.driver is None:
+            self.settle()
+        else:
+            self.driver.wake()
+
+    def wished(self, knob: str) -> bool:
+        """Whether a change of ``knob`` still waits."""
+        return knob in self._wishes
+
+    def settle(self) -> None:
+        """Make the changes that wait; called by the thread that generates, between two tokens."""
+        if not self._wishes:
+            return
+        with self._settling:
+            with self._wish_lock:
+                wishes, self._wishes = self._wishes, {}
+            for knob, value in wishes.items():
+                try:
+                    words = self._apply(knob, value)
+                except MoELabError as error:
+                    message = str(error)
+                except Exception as error:
+                    message = f"{type(error).__name__}: {error}"
+                else:
+                    message = ""
+                    if words:
+                        self.history.mark(knob, words)
+                for view in list(self.views):
+                    view.refused(knob, message)
+        self.tell()
+        if self.state != "running":
+            self.show(force=True)
+
+    def _apply(self, knob: str, value: Any) -> str:
+        """Make one change; returns it in words, empty where nothing changed."""
+        engine = self.engine
+        if knob == "slots":
+            if value == engine.cache.slots:
+                return ""
+            engine.cache.resize(value)
+            return f"{value} slots"
+        if knob in KINDS:
+            policy = self.choices.build(knob, *value)
+            if policy == getattr(engine, knob):
+                return ""
+            setattr(engine, knob, policy)
+            return words_of(policy)
+        if knob == "bandwidth":
+            if engine.disk is None or value == engine.disk.bandwidth / 1e6:
+                return ""
+            engine.disk.bandwidth = value * 1e6
+            return f"disk {value:g} MB/s"
+        if knob == "reset":
+            engine.cache.reset()
+            return "cache emptied"
+        raise ValueError(f"no such knob: {knob}")
+
+    def settings(self) -> dict[str, Any]:
+        """The engine's own truth, by the names of the dashboards' traits."""
+        engine = self.engine
+        return {
+            "slots": engine.cache.slots,
+            "routing": engine.routing.name, "routing_values": engine.routing.values(),
+            "eviction": engine.eviction.name, "eviction_values": engine.eviction.values(),
+            "bandwidth": engine.disk.bandwidth / 1e6 if engine.disk is not None else 0.0,
+        }
+
+    def learn(self) -> bool:
+        """Offer the engine's own policies too; returns whether one was new."""
+        return any([self.choices.learn(kind, getattr(self.engine, kind)) for kind in KINDS])
+
+    # --- a run, told by its driver ----------------------------------------------------------------------
+
+    def began(self, driver: Any) -> None:
+        """A run begins. Raises ``BusyError`` if one is under way."""
+        with _LOCK:
+            if self.driver is not None:
+                raise BusyError("this engine is already generating; stop it first: lab.stop(), or the Stop button")
+            if self.engine.busy:
+                raise BusyError("this engine is already generating, from outside the dashboard; let that end first "
+                                "(lab.stop() stops only what a dashboard has started)")
+            self.driver = driver
+        self.finish = self.error = ""
+        self.exception = None
+        self.sentences = []
+        self.history.begin()
+        self._begun_at = time.perf_counter()
+        self._become("running")
+
+    def took(self, step: Any) -> None:
+        """A token was generated."""
+        began = time.perf_counter()
+        self.history.took(step)
+        self._note_routes()
+        if step.finish:
+            self.finish = step.finish
+        for view in list(self.views):
+            view.show(False)
+        self.cost_s += time.perf_counter() - began
+        self.busy_s += sum((step.times.read_s, step.times.route_s, step.times.experts_s, step.times.rest_s))
+
+    def _note_routes(self) -> None:
+        """Bring the curve up to date with what has been routed since the last look."""
+        telemetry = self.engine.telemetry
+        token, ring = telemetry.token, telemetry.ring
+        for position in range(max(self._seen, token - self.curve.window, token - ring.capacity), token):
+            self.curve.add(ring.ids[position % ring.capacity])
+        self._seen = token
+
+    def explained(self) -> None:
+        """One token was asked for: keep the engine's sentences on it."""
+        self.sentences = list(self.engine.explain())
+
+    def pauses(self) -> None:
+        """Generation stands; the picture becomes exact."""
+        self.history.flush()
+        self._become("paused")
+        self.show(force=True)
+
+    def resumes(self) -> None:
+        """Generation goes on."""
+        self.error = ""
+        self.exception = None
+        self.history.resume()
+        self._become("running")
+
+    def failed(self, exception: BaseException) -> None:
+        """The run met an exception: kept, shown, raised by ``result``."""
+        self.exception = exception
+        self.error = str(exception) if isinstance(exception, MoELabError) else _in_words(exception)
+
+    def ended(self, stopped: bool) -> None:
+        """The run is over."""
+        self.history.flush()
+        with _LOCK:
+            self.driver = None
+        self.settle()
+        self._become("stopped" if stopped or self.exception else "finished")
+        self.show(force=True)
+        self.renew_still()
+
+    def _become(self, state: str) -> None:
+        self.state = state
+        self.tell()
+
+    # --- views ------------------------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """State or settings have changed."""
+        for view in list(self.views):
+            view.reflect()
+
+    def show(self, force: bool) -> None:
+        """Offer every view the newest picture."""
+        for view in list(self.views):
+            view.show(force)
+
+    def renew_still(self) -> None:
+        """Renew the pictures in saved notebooks."""
+        for view in list(self.views):
+            with contextlib.suppress(Exception):     # a front end that is gone has no saved notebook either
+                view.renew_still()
+
+    @property
+    def cost(self) -> float:
+        """Share of the generating time that the dashboards take, 0 to 1."""
+        return self.cost_s / max(1e-9, self.busy_s + self.cost_s)
+
+    def cell(self, layer: int, expert: int) -> dict[str, Any]:
+        """What there is to say on one expert: plain numbers."""
+        telemetry, spec = self.engine.telemetry, self.engine.spec
+        layer, expert = int(np.clip(layer, 0, spec.L - 1)), int(np.clip(expert, 0, spec.experts - 1))
+        now = telemetry.snapshot()
+        logits = now.logits[layer]
+        return {
+            "layer": layer, "expert": expert, "number": spec.layers[layer],
+            "resident": bool(now.resident[layer, expert]), "used": bool(now.used[layer, expert]),
+            "loaded": bool(now.loaded[layer, expert]), "swapped": bool(now.swapped[layer, expert]),
+            "rank": 1 + int((logits > logits[expert]).sum() + (logits[:expert] == logits[expert]).sum())
+            if now.token else 0,
+            "uses": int(now.uses[layer, expert]), "hits": int(now.hits[layer, expert]),
+            "age": int(now.token - 1 - now.last_use[layer, expert]) if now.last_use[layer, expert] >= 0 else -1,
+            "bytes": spec.expert_bytes[self.engine.format.name],
+        }
+
+
+def _in_words(exception: BaseException) -> str:
+    """An exception that is not ours, with the line it comes from."""
+    frames = traceback.extract_tb(exception.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(exception).__name__}: {exception}{where}"

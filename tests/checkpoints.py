@@ -15,7 +15,8 @@ from moe_lab.models import StreamedModel
 from moe_lab.store import ExpertStore, Readers
 
 COMMON = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=160,
-              num_experts_per_tok=2, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+              num_experts_per_tok=2, max_position_embeddings=256,
+              pad_token_id=None, bos_token_id=None, eos_token_id=None)
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", dict(intermediate_size=48, num_experts=8, norm_topk_prob=False)),

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from moe_lab.errors import CheckpointError, UnsupportedModelError
 from moe_lab.kernels.activation import TWINS
+from moe_lab.models.hub import first_line
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
                 f"{name!r} is of a family that transformers {transformers.__version__} does not know; MoE Lab runs the "
                 f"families of that release and never code that comes with a checkpoint"
             ) from error
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+        settings = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = settings.get("quant_method", "method unknown")
         raise UnsupportedModelError(f"{name!r} is quantised ({method}); MoE Lab reads float32, float16 and bfloat16 "
                                     f"checkpoints: take the unquantised one")
     return config
@@ -63,10 +65,11 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
 
 def model_class(config: PreTrainedConfig, name: str) -> type[Any]:
     """The language model class of a configuration."""
-    try:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[no-any-return]
-    except KeyError:
-        raise UnsupportedModelError(f"{name!r} ({config.model_type}) is no causal language model of transformers") from None
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    classes = found if isinstance(found, tuple) else (found,)
+    if classes[0] is None:
+        raise UnsupportedModelError(f"{name!r} ({config.model_type}) is no causal language model of transformers")
+    return classes[0]
 
 
 def skeleton(config: PreTrainedConfig, name: str) -> Any:
@@ -108,12 +111,14 @@ def find_blocks(model: Any, name: str) -> list[Block]:
     found = experts_modules(model)
     family = model.config.model_type
     if not found:
-        raise UnsupportedModelError(f"{name!r} ({family}) has no experts: it is a dense model, all of which is needed for every "
-                                    f"token; MoE Lab streams mixtures of experts such as OLMoE, Qwen-MoE and Mixtral")
+        raise UnsupportedModelError(
+            f"{name!r} ({family}) has no experts: it is a dense model, all of which is needed for every token; MoE Lab "
+            f"streams mixtures of experts such as OLMoE, Qwen-MoE and Mixtral"
+        )
     for path, module in found:
         if odd := _unlike(module):
-            raise UnsupportedModelError(f"{name!r} ({family}) has experts that MoE Lab cannot run yet: {', '.join(odd)} "
-                                        f"({path}, {type(module).__name__})")
+            raise UnsupportedModelError(f"{name!r} ({family}) has experts that MoE Lab cannot run yet: "
+                                        f"{', '.join(odd)} ({path}, {type(module).__name__})")
     blocks = [_block(model, path, module) for path, module in found]
     if len({(b.E, b.D, b.F, b.activation) for b in blocks}) > 1:
         raise UnsupportedModelError(f"{name!r} ({family}) has layers with experts of different sizes or activations, "

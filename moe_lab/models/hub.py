@@ -20,7 +20,19 @@ UNWANTED = ["*/*", "consolidated*"]
 """Patterns of files to fetch from the hub, and of those to leave."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_EXAMPLE = "type 'pocket' for the model that comes with MoE Lab, a local folder, or a hub id like 'allenai/OLMoE-1B-7B-0924'"
+_EXAMPLE = ("type 'pocket' for the model that comes with MoE Lab, a local folder, or a hub id like "
+            "'allenai/OLMoE-1B-7B-0924'")
+_UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout",
+              "CachedRepoTreeNotFoundError")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that some libraries add.
+
+    >>> first_line(ValueError("no such thing\\nmore")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def packaged() -> Path:
@@ -106,8 +118,8 @@ def _unfetched(name: str, error: Exception) -> CheckpointError:
         why = "the hub has no such model, or it is private (then log in: hf auth login)"
     elif kind == "GatedRepoError":
         why = f"its licence must be accepted first at https://huggingface.co/{name}, then log in: hf auth login"
-    elif kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "CachedRepoTreeNotFoundError"):
+    elif kind in _UNREACHED:
         why = "the hub cannot be reached and the model was not fetched before"
     else:
-        why = f"fetching it from the hub failed ({kind}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'})"
+        why = f"fetching it from the hub failed ({kind}: {first_line(error)})"
     return CheckpointError(f"there is no folder {name!r}{_nearest(Path(name))}, and {why}; {_EXAMPLE}")

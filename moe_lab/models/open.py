@@ -18,6 +18,7 @@ from moe_lab.errors import CheckpointError, SettingError
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.models import hub
 from moe_lab.models.find import Block, find_blocks, model_class, quiet, read_config, skeleton
+from moe_lab.models.hub import first_line
 from moe_lab.models.plan import dense_bytes, expert_plan
 from moe_lab.models.rules import RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler, Socket, hook_routers, streaming_class
@@ -29,7 +30,8 @@ OWN_PRECISION: dict[str, WeightFormat] = {"F32": "f32", "BF16": "bf16", "F16": "
 DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
 """torch's type of the dense part, by weight format."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+                    "tokenizer_config.json")
 
 
 @dataclass
@@ -89,7 +91,8 @@ def describe(folder: Path, name: str | None = None) -> ModelSpec:
     return _study(read_config(folder, name), name, read_checkpoint(folder)).spec
 
 
-def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *, name: str | None = None) -> StreamedModel:
+def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *,
+               name: str | None = None) -> StreamedModel:
     """The model without its experts; not one of their bytes is read.
 
     Args:
@@ -143,7 +146,7 @@ def _load(folder: Path, name: str, found: _Findings, dtype: torch.dtype) -> Any:
             model, report = streamed.from_pretrained(folder, config=found.config, dtype=dtype, local_files_only=True,
                                                      use_safetensors=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise CheckpointError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     if absent := sorted(report["missing_keys"]):
         raise CheckpointError(f"{name!r} lacks {len(absent)} tensors of its dense part: {', '.join(absent[:3])}"
                               f"{' ...' if len(absent) > 3 else ''}; the checkpoint is incomplete")
@@ -158,5 +161,6 @@ def _tokenizer(folder: Path, name: str) -> Any | None:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
-        raise CheckpointError(f"the tokenizer of {name!r} cannot be read: {str(error).strip().splitlines()[0]}; fetch the "
-                              f"files {', '.join(f for f in _TOKENIZER_FILES if (folder / f).exists())} again") from error
+        there = ", ".join(file for file in _TOKENIZER_FILES if (folder / file).exists())
+        raise CheckpointError(f"the tokenizer of {name!r} cannot be read: {first_line(error)}; fetch the files {there} "
+                              f"again") from error

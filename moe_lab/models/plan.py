@@ -22,6 +22,8 @@ from moe_lab.store.safetensors import ITEM_BYTES, TensorEntry
 READABLE = ("F32", "BF16", "F16")
 """Types of expert tensors that a store can read."""
 
+Place = tuple[TensorEntry, int]
+"""A matrix: the tensor that holds it, and the bytes before it in there."""
 Sources = dict[str | None, list[str]]
 """Checkpoint names behind one fused tensor, by the pattern that matched; in the order of the experts."""
 
@@ -44,8 +46,8 @@ def expert_plan(model: Any, blocks: list[Block], tensors: dict[str, TensorEntry]
     first = blocks[0]
     return ExpertPlan(
         files=files,
-        file=np.array([[[number[t.file] for t, _ in expert] for expert in layer] for layer in rows], dtype=np.int32),
-        offset=np.array([[[t.offset + skip for t, skip in expert] for expert in layer] for layer in rows], dtype=np.int64),
+        file=np.array([[[number[t.file] for t, _ in expert] for expert in layer] for layer in rows], np.int32),
+        offset=np.array([[[t.offset + skip for t, skip in expert] for expert in layer] for layer in rows], np.int64),
         tensors=tuple(tuple((g[0].name, u[0].name, d[0].name) for g, u, d in layer) for layer in rows),
         dtype=dtype, item_bytes=ITEM_BYTES[dtype], D=first.D, F=first.F,
     )
@@ -67,8 +69,8 @@ def _sources(model: Any, tensors: dict[str, TensorEntry]) -> tuple[dict[str, Sou
 
 
 def _parts(block: Block, leaf: str, sources: dict[str, Sources], converters: dict[str, WeightConverter],
-           tensors: dict[str, TensorEntry], name: str) -> list[tuple[tuple[TensorEntry, int], ...]]:
-    """For each expert the matrices in ``leaf``: (tensor, bytes to skip in it); two for gate_up_proj, one for down_proj."""
+           tensors: dict[str, TensorEntry], name: str) -> list[tuple[Place, ...]]:
+    """For each expert the places of the matrices in ``leaf``: two for gate_up_proj, one for down_proj."""
     count = 2 if leaf == "gate_up_proj" else 1
     shape = (block.F, block.D) if count == 2 else (block.D, block.F)
     found = sources.get(f"{block.experts}.{leaf}")
@@ -89,7 +91,7 @@ def _parts(block: Block, leaf: str, sources: dict[str, Sources], converters: dic
     return [tuple((tensors[keys[e]], 0) for keys in columns) for e in range(block.E)]
 
 
-def _fused(tensor: TensorEntry, E: int, count: int, shape: tuple[int, int], name: str) -> list[tuple[tuple[TensorEntry, int], ...]]:
+def _fused(tensor: TensorEntry, E: int, count: int, shape: tuple[int, int], name: str) -> list[tuple[Place, ...]]:
     """Experts that lie one after the other in one tensor (E, count * rows, columns)."""
     _check_shape(tensor, (E, count * shape[0], shape[1]), name)
     size = shape[0] * shape[1] * ITEM_BYTES[tensor.dtype]
@@ -102,14 +104,16 @@ def _check_operations(converter: WeightConverter, count: int, block: Block, name
     wanted = [("MergeModulelist", 0), ("Concatenate", 1)][:count]
     if done != wanted or len(converter.source_patterns) != count:
         words = ", ".join(repr(op) for op in converter.operations)
-        raise UnsupportedModelError(f"{name!r} stores its experts in a way that MoE Lab does not know: {block.experts} is "
-                                    f"made from {list(converter.source_patterns)} by [{words}]")
+        raise UnsupportedModelError(f"{name!r} stores its experts in a way that MoE Lab does not know: {block.experts} "
+                                    f"is made from {list(converter.source_patterns)} by [{words}]")
 
 
 def _check_shape(tensor: TensorEntry, shape: tuple[int, ...], name: str) -> None:
     if tensor.shape != shape:
-        raise CheckpointError(f"{name!r}: tensor {tensor.name!r} in {tensor.file} has the shape {list(tensor.shape)}, and the "
-                              f"configuration says {list(shape)}; config.json and weights do not belong together")
+        raise CheckpointError(
+            f"{name!r}: tensor {tensor.name!r} in {tensor.file} has the shape {list(tensor.shape)}, and the "
+            f"configuration says {list(shape)}; config.json and weights do not belong together"
+        )
 
 
 def _one_dtype(dtypes: set[str], name: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from moe_lab.models.hub import first_line
+
 Score = Literal["softmax", "sigmoid"]
 
 
@@ -74,7 +76,8 @@ def find_rules(config: Any, routers: list[Any], K: int) -> tuple[list[RouterRule
     """
     row = RULES.get(config.model_type)
     if row is None:
-        return None, f"the model's own; routing policies are off, because MoE Lab has no rule for {config.model_type!r} yet"
+        family = config.model_type
+        return None, f"the model's own; routing policies are off, because no rule is known for {family!r} yet"
     rule = row(config)
     for router in routers:
         reason = disagreement(rule, router, K) if router is not None else "its router was not found"
@@ -92,7 +95,7 @@ def disagreement(rule: RouterRule, router: Any, K: int, T: int = 32, seed: int =
         try:
             out = trial(torch.randn(T, D))
         except Exception as error:
-            return f"its router could not be tried ({type(error).__name__}: {str(error).splitlines()[0]})"
+            return f"its router could not be tried ({type(error).__name__}: {first_line(error)})"
     if not _is_triple(out, T, K):
         return "its router does not return logits, weights and ids"
     logits, gates, ids = out

@@ -59,7 +59,8 @@ class StreamedExperts(nn.Module):
         super().__init__()
         self.socket, self.layer = socket, layer
 
-    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
+                top_k_weights: torch.Tensor) -> torch.Tensor:
         """The handler's sum of expert outputs, (T, D)."""
         return self.socket.handler.compute(self.layer, hidden_states, top_k_index, top_k_weights)
 
@@ -115,8 +116,8 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     if (device is None or device.type == "cpu") and (dtype is None or dtype == self.dtype):
         return self
-    raise SettingError(f"a streamed model stays on the CPU in {self.dtype}, not {device or dtype}; for another precision "
-                       f"load it again: ml.load(..., weights='f32') or weights='bf16'")
+    raise SettingError(f"a streamed model stays on the CPU in {self.dtype} and does not become {device or dtype}; for "
+                       f"another precision {_RELOAD}")
 
 
 def _train(self: Any, mode: bool = True) -> Any:

@@ -40,7 +40,7 @@ class Disk:
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._overslept = 0.0
-        self.bandwidth = bandwidth  # type: ignore[assignment]  # the setter reads texts
+        self.bandwidth = bandwidth
         self._latency = parse_seconds(latency)
 
     @property
@@ -52,8 +52,8 @@ class Disk:
     def bandwidth(self, value: str | float) -> None:
         rate = parse_rate(value)
         if rate < 1:
-            raise SettingError(f"a disk of {value!r} never delivers; type a bandwidth like '200 MB/s', or disk=None for "
-                               f"the real disk")
+            raise SettingError(f"a disk of {value!r} never delivers; type a bandwidth like '200 MB/s', or disk=None "
+                               f"for the real disk")
         self._bandwidth = rate
 
     @property
@@ -64,7 +64,7 @@ class Disk:
     def pace(self, read_bytes: int, began: float) -> None:
         """Return when a load of ``read_bytes`` that began at ``began`` (``perf_counter``) would be through."""
         with self._lock:
-            due = max(began, self._free_at) - self._overslept + self._latency
+            due = max(began - self._overslept, self._free_at) + self._latency
             left, slept = float(read_bytes), False
             while left > 0:
                 rate = self._bandwidth

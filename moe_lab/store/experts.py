@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,10 +73,11 @@ class ExpertStore:
         plan, size = self.plan, self.plan.part_bytes
         files, offsets = plan.file[layer, expert].tolist(), plan.offset[layer, expert].tolist()
         order = sorted(range(3), key=lambda part: (files[part], offsets[part]))
+        places = [(files[part], offsets[part]) for part in order]
         begin = 0
         while begin < 3:
             first, end = order[begin], begin + 1
-            while end < 3 and (files[order[end]], offsets[order[end]]) == (files[first], offsets[first] + (end - begin) * size):
+            while end < 3 and places[end] == (files[first], offsets[first] + (end - begin) * size):
                 end += 1
             parts = order[begin:end]
             wanted = [target[part * size : (part + 1) * size] for part in parts]
@@ -101,11 +103,11 @@ class ExpertStore:
 
     def _fail(self, layer: int, expert: int, parts: list[int], error: Exception) -> None:
         plan, first = self.plan, parts[0]
-        path = plan.files[plan.file[layer, expert, first]]
-        names = ", ".join(plan.tensors[layer][expert][part] for part in parts)
+        path, offset = plan.files[plan.file[layer, expert, first]], plan.offset[layer, expert, first]
+        names = ", ".join(f"{PARTS[part]} {plan.tensors[layer][expert][part]}" for part in parts)
         raise ReadError(
-            f"expert {expert} of MoE layer {layer} could not be read: {path} at byte {plan.offset[layer, expert, first]:,}, "
-            f"{plan.part_bytes * len(parts):,} bytes wanted ({'/'.join(PARTS[p] for p in parts)}: {names}): {error}",
+            f"expert {expert} of MoE layer {layer} could not be read: {path} at byte {offset:,}, "
+            f"{plan.part_bytes * len(parts):,} bytes wanted ({names}): {error}",
             experts=(expert,),
         ) from error
 
@@ -144,10 +146,11 @@ def _close(descriptors: dict[int, int]) -> None:
 
 
 def _widen_bf16(raw: np.ndarray) -> np.ndarray:
-    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    wide: np.ndarray = raw.view(np.uint16).astype(np.uint32) << 16
+    return wide.view(np.float32)
 
 
-_WIDEN = {
+_WIDEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "F32": lambda raw: raw.view(np.float32),
     "BF16": _widen_bf16,
     "F16": lambda raw: raw.view(np.float16).astype(np.float32),

@@ -34,7 +34,7 @@ class Readers:
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
             raise SettingError(f"{threads!r} is no number of readers; type 1 to 64")
         if disk is not None and not isinstance(disk, Disk):
-            raise SettingError(f"disk={disk!r} is no disk; type ml.Disk(bandwidth='200 MB/s'), or None for the real one")
+            raise SettingError(f"disk={disk!r} is no disk; type disk=ml.Disk('200 MB/s'), or None for the real one")
         self.store, self.disk, self.threads = store, disk, threads
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="moe-lab-reader") if threads > 1 else None
         if self._pool is not None:
@@ -47,7 +47,8 @@ class Readers:
         With ``paced=False`` a simulated disk does not hold the load back.
         """
         began = time.perf_counter()
-        jobs, failed, total = deque(wanted), deque(), [0]
+        jobs, total = deque(wanted), [0]
+        failed: list[ReadError] = []
         lock = threading.Lock()
 
         def work() -> None:
@@ -73,7 +74,8 @@ class Readers:
                 helper.result()
         if failed:
             experts = tuple(sorted(expert for error in failed for expert in error.experts))
-            raise ReadError(f"{len(failed)} of {len(wanted)} experts could not be read; the first: {failed[0]}", experts) from failed[0]
+            message = f"{len(failed)} of {len(wanted)} experts could not be read; the first: {failed[0]}"
+            raise ReadError(message, experts) from failed[0]
         if paced and self.disk is not None:
             self.disk.pace(total[0], began)
         return total[0], time.perf_counter() - began

@@ -81,7 +81,7 @@ def entry(path: Path, name: str, raw: Any, start: int) -> TensorEntry:
     if not all(type(n) is int and n >= 0 for n in numbers) or end < begin:
         raise ValueError(f"tensor {name!r} has a shape or offsets that are no sizes")
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-        raise ValueError(f"tensor {name!r} of shape {list(shape)} and type {dtype} does not fill its {end - begin:,} bytes")
+        raise ValueError(f"tensor {name!r} of shape {list(shape)} and type {dtype} does not fill {end - begin:,} bytes")
     return TensorEntry(path, name, dtype, shape, start + begin, end - begin)
 
 
@@ -97,7 +97,8 @@ def _checked(path: Path, raw: dict[str, Any], size: int, start: int) -> dict[str
     if at != size:
         what = "truncated" if size < at else "longer than its header says"
         raise CheckpointError(f"{path} is {what}: {at:,} bytes expected, {size:,} there "
-                              f"({format_bytes(abs(at - size))} {'missing' if size < at else 'too many'}); fetch it again")
+                              f"({format_bytes(abs(at - size))} {'missing' if size < at else 'too many'}); "
+                              f"fetch it again")
     return entries
 
 
@@ -145,8 +146,8 @@ def _no_weights(folder: Path) -> str:
     """Why a folder without model.safetensors cannot be opened."""
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickled:
-        return (f"{folder} has only pickled weights ({pickled[0]}), which can run code when they are opened and are refused; "
-                f"convert them: model.save_pretrained(folder, safe_serialization=True) in transformers writes safetensors")
+        return (f"{folder} has only pickled weights ({pickled[0]}), which can run code when they are opened and are "
+                f"refused; convert them: transformers' model.save_pretrained(folder) writes safetensors")
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     found = f"; {others[0]} is there, but neither" if others else ", neither"
     return f"{folder} holds no weights{found} model.safetensors nor model.safetensors.index.json"

@@ -21,7 +21,7 @@ def experts(rng, format, D, F, S):
     """An arena (S, slot_bytes) of random experts."""
     arena = np.zeros((S, format.slot_bytes(D, F)), np.uint8)
     for slot in arena:
-        parts = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(shape[1]) for shape in ((F, D), (F, D), (D, F))]
+        parts = [rng.standard_normal(s).astype(np.float32) / np.sqrt(s[1]) for s in ((F, D), (F, D), (D, F))]
         format.encode(*parts, slot)
     return arena
 
@@ -106,7 +106,8 @@ def test_empty_places_are_passed_over(rng, name):
     some = slots.copy()
     some[[2, 5]] = -1
     kept = some >= 0
-    np.testing.assert_array_equal(token(format, x, arena, some, gates, 64), token(format, x, arena, slots[kept], gates[kept], 64))
+    without = token(format, x, arena, slots[kept], gates[kept], 64)
+    np.testing.assert_array_equal(token(format, x, arena, some, gates, 64), without)
     assert (token(format, x, arena, np.full(8, -1, np.int32), gates, 64) == 0).all()
 
 
@@ -147,7 +148,8 @@ def test_large_gate_values_do_not_overflow(rng, name):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_twins_are_torchs(activation):
     F = torch.nn.functional
-    theirs = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}[activation]
+    tanh = lambda x: F.gelu(x, approximate="tanh")  # noqa: E731
+    theirs = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": tanh, "relu": F.relu}[activation]
     x = np.linspace(-8, 8, 200)
     np.testing.assert_allclose(TWINS[activation](x), theirs(torch.from_numpy(x)), atol=1e-12)
 
@@ -155,7 +157,7 @@ def test_activation_twins_are_torchs(activation):
 @pytest.mark.parametrize("name", FORMATS)
 def test_encode_and_decode_are_each_others_inverse_on_what_fits(rng, name):
     format = FORMATS[name]
-    parts = [torch.from_numpy(rng.standard_normal(s).astype(np.float32)).bfloat16().float().numpy() for s in ((7, 9), (7, 9), (9, 7))]
+    parts = [bf16.widen_bf16(bf16.round_bf16(rng.standard_normal(s))) for s in ((7, 9), (7, 9), (9, 7))]
     slot = np.full(format.slot_bytes(9, 7) + 5, 3, np.uint8)
     format.encode(*parts, slot)
     for mine, original in zip(format.decode(slot, 9, 7), parts, strict=True):

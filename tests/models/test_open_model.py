@@ -57,12 +57,14 @@ def test_describe_tells_shape_bytes_and_rule(checkpoint, family, layers, F, rout
     assert spec.expert_bytes == {"f32": 12 * 64 * F, "bf16": 6 * 64 * F}
     assert (spec.dtype, spec.context, spec.routing) == ("f32", 256, routing)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    assert 0 < weights - spec.dense_bytes - len(layers) * 8 * spec.expert_bytes["f32"] < 20_000, "headers are all that is left"
+    headers = weights - spec.dense_bytes - len(layers) * 8 * spec.expert_bytes["f32"]
+    assert 0 < headers < 20_000
 
 
 def test_info_knows_the_packaged_model():
     spec = info("pocket")
-    assert (spec.family, spec.L, spec.experts, spec.top_k, spec.hidden, spec.expert_hidden) == ("olmoe", 6, 64, 8, 256, 64)
+    assert (spec.family, spec.L, spec.experts, spec.top_k) == ("olmoe", 6, 64, 8)
+    assert (spec.hidden, spec.expert_hidden, spec.dtype) == (256, 64, "bf16")
 
 
 def test_the_plan_points_at_the_very_bytes_of_each_expert(checkpoint):
@@ -81,7 +83,8 @@ def test_the_plan_points_at_the_very_bytes_of_each_expert(checkpoint):
 
 def test_experts_are_in_the_order_of_their_numbers_not_of_the_alphabet(checkpoint):
     plan = open_model(checkpoint("olmoe", num_experts=12)).plan
-    assert [names[2] for names in plan.tensors[0]] == [f"model.layers.0.mlp.experts.{e}.down_proj.weight" for e in range(12)]
+    stem = "model.layers.0.mlp.experts"
+    assert [names[2] for names in plan.tensors[0]] == [f"{stem}.{e}.down_proj.weight" for e in range(12)]
 
 
 def test_a_checkpoint_without_a_tokenizer_opens_without_one(checkpoint):

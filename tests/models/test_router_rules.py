@@ -24,7 +24,8 @@ def routers(folder):
 def test_each_familys_rule_agrees_with_its_router(checkpoint, family):
     config, found = routers(checkpoint(family))
     assert found
-    assert find_rules(config, found, 2) == ([RULES[config.model_type](config)] * len(found), RULES[config.model_type](config).words(2))
+    rule = RULES[config.model_type](config)
+    assert find_rules(config, found, 2) == ([rule] * len(found), rule.words(2))
 
 
 @pytest.mark.parametrize("wrong", [
@@ -89,8 +90,9 @@ def test_weights_are_those_of_the_formula(rng):
     logits = rng.standard_normal((5, 8)).astype(np.float32) * 3
     z = torch.from_numpy(logits)
     e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     np.testing.assert_allclose(RouterRule("softmax", False).weights(z), e / e.sum(-1, keepdims=True), rtol=1e-6)
-    np.testing.assert_allclose(RouterRule("sigmoid", False).weights(z), 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-6)
+    np.testing.assert_allclose(RouterRule("sigmoid", False).weights(z), sigmoid, rtol=1e-6)
     assert RouterRule("softmax", False).weights(z.bfloat16()).dtype == torch.float32
 
 

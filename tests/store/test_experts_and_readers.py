@@ -96,7 +96,8 @@ def truncated(checkpoint, tmp_path):
 def test_a_file_that_was_cut_is_a_read_error_with_file_and_place(truncated):
     slot = np.zeros(truncated.slot_bytes, np.uint8)
     truncated.read(0, 0, slot)
-    with pytest.raises(ReadError, match=r"expert 7 of MoE layer 2 .*model\.safetensors at byte [\d,]+, [\d,]+ bytes wanted .*short") as e:
+    place = r"expert 7 of MoE layer 2 .*model\.safetensors at byte [\d,]+, [\d,]+ bytes wanted .*short"
+    with pytest.raises(ReadError, match=place) as e:
         truncated.read(2, 7, slot)
     assert e.value.experts == (7,)
     assert isinstance(e.value, OSError)

@@ -41,7 +41,7 @@ class Format(Protocol):
         """
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
-        """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the very bits of ``ffn_token`` with gate 1."""
+        """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the bits of ``ffn_token`` with gate 1."""
 
 
 _scratch = threading.local()

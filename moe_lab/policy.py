@@ -78,7 +78,8 @@ class Parameter:
         return int(number) if self.integer else number
 
     def __repr__(self) -> str:
-        more = [f"{key}={getattr(self, key)!r}" for key in ("unit", "doc", "integer", "open_ended") if getattr(self, key)]
+        optional = ("unit", "doc", "integer", "open_ended")
+        more = [f"{key}={getattr(self, key)!r}" for key in optional if getattr(self, key)]
         return f"Parameter({', '.join([f'{self.default:g}', f'{self.low:g}', f'{self.high:g}', *more])})"
 
 
@@ -141,7 +142,7 @@ class Policy:
         raise PolicyError(f"a policy is frozen: {key} of {self!r} cannot be set{hint}")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.values() == self.values()  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.values() == self.values()
 
     def __hash__(self) -> int:
         return hash((type(self), *self.values().items()))
@@ -164,12 +165,11 @@ def resolve(thing: str | P | type[P], table: Mapping[str, type[P]], kind: str) -
         if thing not in table:
             raise PolicyError(f"unknown {kind} policy {thing!r}; known are {_listed(_nearest_first(thing, table))}")
         return table[thing]()
-    if isinstance(thing, type) and issubclass(thing, Policy):
-        thing = thing()
-    if isinstance(thing, Policy):
-        if thing.kind != kind:
-            raise PolicyError(f"{thing!r} is a policy of the kind {thing.kind!r}, where one for {kind} is wanted")
-        return thing
+    policy: Any = thing() if isinstance(thing, type) and issubclass(thing, Policy) else thing
+    if isinstance(policy, Policy):
+        if policy.kind != kind:
+            raise PolicyError(f"{policy!r} is a policy of the kind {policy.kind!r}, where one for {kind} is wanted")
+        return policy  # type: ignore[return-value]
     hint = f"; put @ml.{kind}.policy above the function" if callable(thing) else ""
     raise PolicyError(f"a {kind} policy is a name ({_listed(table)}), a policy or its class, not {thing!r}{hint}")
 

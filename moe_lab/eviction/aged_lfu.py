@@ -17,7 +17,7 @@ class AgedLFU(EvictionPolicy):
     State: one column, that logarithm at the tick of the last use.
     """
 
-    half_life = Parameter(512, 1, 4096, unit="uses", doc="expert uses in a layer until a use counts half")
+    half_life = Parameter(128, 1, 4096, unit="uses", doc="expert uses in a layer until a use counts half")
     columns = 1
 
     @staticmethod

@@ -88,7 +88,8 @@ def policy(function: Callable[..., float] | None = None, /, *, touch: Hook | Non
     def made(keep: Callable[..., float]) -> type[EvictionPolicy]:
         hooks = {"touch": touch, "left": left, "token": token}
         body = {"keep": staticmethod(keep), "columns": columns, "state_size": state_size, "needs": frozenset(needs),
-                **{key: hook if hook is None else staticmethod(hook) for key, hook in hooks.items()}, **declared(parameters, keep.__name__),
+                **{key: hook if hook is None else staticmethod(hook) for key, hook in hooks.items()},
+                **declared(parameters, keep.__name__),
                 "__doc__": keep.__doc__, "__module__": keep.__module__, "__qualname__": keep.__qualname__}
         return type(keep.__name__, (EvictionPolicy,), body)
 

@@ -9,13 +9,12 @@ import numpy as np
 
 from moe_lab.kernels.jit import jit
 
-
 LOWEST = -(2**63)
 """Key of an expert that is taken or never to be taken."""
 
 
 @jit(cache=False)
-def _rising(bits: np.int32) -> int:
+def _rising(bits: np.int32) -> np.int64:
     """The bits of a float32 as a whole number that rises with it; -0.0 is 0.0."""
     bits = np.int32(0) if bits == np.int32(-(2**31)) else bits
     return np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))

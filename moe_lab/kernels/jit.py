@@ -73,6 +73,6 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True)
         dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(plain)
         if cache:
             keep_on_disk(dispatcher)
-        return dispatcher  # type: ignore[no-any-return]
+        return dispatcher
 
     return compiled if function is None else compiled(function)

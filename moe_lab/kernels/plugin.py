@@ -110,8 +110,8 @@ def _not_compiled(policy: type[Policy], function: Callable[..., Any], name: str,
     lines = [int(n) for n in re.findall(rf"{re.escape(code.co_filename)}[\"']?,? \(?(?:line )?(\d+)", text)]
     line = next((n for n in lines if n > code.co_firstlineno), code.co_firstlineno)
     said = [row.strip() for row in text.splitlines() if row.strip()]
-    reason = next((row for row in said if not row.startswith(("Failed in", "During", "File", "non-precise type pyobject",
-                                                              ">>>", "- Resolution", "There are", "Overload"))), said[0])
+    noise = ("Failed in", "During", "File", "non-precise type", ">>>", "- Resolution", "There are", "Overload")
+    reason = next((row for row in said if not row.startswith(noise)), said[0]).split(" for '$")[0]
     wanted = "a float" if name == "keep" else "nothing"
     return (f"policy {policy.name!r}: {place(function, line)} cannot be compiled: {reason}\n"
             f"numba compiles plain functions over numbers and arrays; this one must return {wanted}. Names from "
@@ -121,9 +121,17 @@ def _not_compiled(policy: type[Policy], function: Callable[..., Any], name: str,
 def place(function: Callable[..., Any], line: int | None = None) -> str:
     """Where a function stands, and the text of that line."""
     code = function.__code__
-    line = code.co_firstlineno if line is None else line
+    line = _def_line(code.co_filename, code.co_firstlineno) if line is None else line
     text = linecache.getline(code.co_filename, line).strip()
     return f"{function.__name__} ({code.co_filename}, line {line}{f': {text}' if text else ''})"
+
+
+def _def_line(file: str, first: int) -> int:
+    """The line with ``def``: a function's first line is that of its first decorator."""
+    line = first
+    while (text := linecache.getline(file, line).strip()) and not text.startswith("def ") and "lambda" not in text:
+        line += 1
+    return line if text else first
 
 
 def blamed(error: BaseException, policy: type[Policy]) -> str | None:
@@ -145,7 +153,8 @@ def raised(error: Exception, policies: tuple[type[Policy], ...], rerun: Callable
     found = [(policy, at) for policy in policies if (at := blamed(error, policy))]
     if not found:
         try:
-            rerun()
+            with np.errstate(divide="raise"):       # NumPy's numbers would only warn
+                rerun()
         except Exception as again:
             found = [(policy, at) for policy in policies if (at := blamed(again, policy))]
     what = f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from moe_lab.kernels import layer as field
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layer import LEFT, opened, remember
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
-from moe_lab.kernels.plugin import addresses, raised
+from moe_lab.kernels.plugin import addresses, place, raised
 from moe_lab.kernels.pointers import left_at
 from moe_lab.kernels.settle import find_victim
 
@@ -54,6 +54,14 @@ class LayerState:
     """(OWN + state_size,) float64 of the eviction policy."""
     block: np.ndarray
     """(F,) int64: what kernels are given, see ``moe_lab.kernels.layer``."""
+    report: np.ndarray
+    """(2,) int64: token and expert at which a kernel stopped."""
+    _memory: np.ndarray
+    _shadow: np.ndarray
+    _params: dict[str, np.ndarray]
+    _scores: np.ndarray
+    _keys: np.ndarray
+    _marks: np.ndarray
 
     @classmethod
     def new(cls, E: int, K: int, C: int, routing: RoutingPolicy, eviction: EvictionPolicy, layer: int = 0,
@@ -70,7 +78,7 @@ class LayerState:
         state._scores = np.zeros(E, dtype=np.float32)
         state._keys = np.zeros(E, dtype=np.int64)
         state._marks = np.zeros(E + 1, dtype=np.int64)
-        state._report = np.zeros(2, dtype=np.int64)
+        state.report = np.zeros(2, dtype=np.int64)
         state._build(routing, eviction)
         return state
 
@@ -92,8 +100,8 @@ class LayerState:
         self.evict_state = parts["eviction_state"].view(np.float64)
         self.routing, self.eviction = routing, eviction
         self._params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
-        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores, "keys": self._keys,
-                "marks": self._marks, "report": self._report}
+        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores,
+                "keys": self._keys, "marks": self._marks, "report": self.report}
         numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
                    "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
                    "routing_parameters": self._params["routing_params"].size,
@@ -204,8 +212,6 @@ class LayerState:
 
 def nan_keep(state: LayerState, expert: int) -> PolicyError:
     """The error for a keep that is not a number."""
-    from moe_lab.kernels.plugin import place
-
     policy = state.eviction
     return PolicyError(f"policy {policy.name!r}: {place(policy.keep)} returned NaN for expert {expert} of layer "
                        f"{state.layer}; return a finite number or an infinity. Nothing was changed.")
@@ -213,12 +219,12 @@ def nan_keep(state: LayerState, expert: int) -> PolicyError:
 
 def _slots(C: int, E: int, K: int) -> int:
     if C < K:
-        raise BudgetError(f"{C} slots a layer are under the floor: one token uses {K} of {E} experts at once, so a layer "
-                          f"needs at least {K} slots; give cache={K} or more")
+        raise BudgetError(f"{C} slots a layer are under the floor: one token uses {K} of {E} experts at once, so a "
+                          f"layer needs at least {K} slots; give cache={K} or more")
     return min(int(C), E)
 
 
-def _keeps(state: LayerState) -> list[float]:
+def _keeps(state: LayerState) -> list[float | None]:
     """All keeps by the plain function; for the place of an error."""
     params, now = state.eviction.vector(), int(state.clock[0])
     hooks = [f for f in (state.eviction.keep, state.eviction.left) if f is not None]

@@ -43,7 +43,8 @@ def settle(block: np.ndarray, layer: Layer, held: int, ids: np.ndarray, gates: n
         layer.clock[0] += 1
         now = layer.clock[0]
         if block[TOUCH]:
-            touch_at(block[TOUCH])(e, np.float64(gates[k]), hits[k], stats, layer.eviction_state, layer.eviction_params, now)
+            weight = np.float64(gates[k])
+            touch_at(block[TOUCH])(e, weight, hits[k], stats, layer.eviction_state, layer.eviction_params, now)
         if not resident[e]:
             if held >= block[SLOTS]:
                 victim = find_victim(block, layer, now)

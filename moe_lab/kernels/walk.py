@@ -77,7 +77,7 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
         code = walk_kernel(state.block, logits, weights, *out)
     except Exception as error:
         state.undo()
-        upto = int(state._report[0]) + 1
+        upto = int(state.report[0]) + 1
         raise raised(error, (type(state.routing), type(state.eviction)),
                      lambda: _again(state, logits[:upto], weights[:upto])) from error
     if code != FINE:
@@ -107,16 +107,17 @@ def _again(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> None:
 
 
 def _failure(state: LayerState, code: int, logits: np.ndarray) -> PolicyError:
-    token, expert = (int(x) for x in state._report)
+    token, expert = (int(x) for x in state.report)
     at = f"at token {token} of this walk, layer {state.layer}"
     policy = state.routing
     if code == NAN_KEEP:
         return nan_keep(state, expert)
     if np.isnan(logits[token]).any():
-        return PolicyError(f"the router's own logits hold NaN {at}: the model, not the policy, is broken. Nothing was changed.")
+        return PolicyError(f"the router's own logits hold NaN {at}: the model, not the policy, is broken. "
+                           "Nothing was changed.")
     if code == NO_EXPERT:
-        return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} left no expert to use {at}: every score is -inf; "
-                           "leave at least one finite. Nothing was changed.")
+        return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} left no expert to use {at}: every score is "
+                           "-inf; leave at least one finite. Nothing was changed.")
     return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} gave expert {expert} the score NaN {at}. "
                        "Nothing was changed.")
 

@@ -18,7 +18,8 @@ class CumulativeThreshold(RoutingPolicy):
     """
 
     mass = Parameter(0.7, 0, 1, doc="softmax mass of the experts among which resident ones go first")
-    keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True, open_ended=True)
+    keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True,
+                         open_ended=True)
 
     @property
     def lossy(self) -> bool:

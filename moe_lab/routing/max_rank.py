@@ -21,7 +21,8 @@ class MaxRank(RoutingPolicy):
 
     window = Parameter(12, 1, 64, unit="ranks", doc="how far down the ranking a resident expert may be taken from",
                        integer=True, open_ended=True)
-    keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True, open_ended=True)
+    keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True,
+                         open_ended=True)
 
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]

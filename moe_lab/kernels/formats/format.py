@@ -16,7 +16,16 @@ from moe_lab.kernels.activation import ACTIVATIONS
 
 
 class Format(Protocol):
-    """Weights of an expert as they lie in a slot: gate (F, D), up (F, D), down (D, F)."""
+    """Weights of an expert as they lie in a slot: gate (F, D), up (F, D), down (D, F).
+
+    >>> from moe_lab.kernels.formats import FORMATS
+    >>> bf16, arena = FORMATS["bf16"], np.zeros((3, FORMATS["bf16"].slot_bytes(2, 1)), np.uint8)
+    >>> bf16.encode(np.array([[2, 0]], "f4"), np.array([[0, 1]], "f4"), np.array([[1], [3]], "f4"), arena[1])
+    >>> out = np.empty(2, np.float32)
+    >>> bf16.ffn_token(np.ones(2, "f4"), arena, np.array([1], "i4"), np.array([0.5], "f4"), out, 1, "relu")
+    >>> out
+    array([1., 3.], dtype=float32)
+    """
 
     name: str
     """As typed: ``weights="bf16"``."""

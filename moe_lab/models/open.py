@@ -61,7 +61,9 @@ class StreamedModel:
 
 
 @dataclass(frozen=True)
-class _Findings:
+class Study:
+    """What configuration and headers tell, before any weight is read."""
+
     config: Any
     blocks: list[Block]
     plan: ExpertPlan
@@ -87,18 +89,28 @@ def info(name: str | os.PathLike[str]) -> ModelSpec:
 
 def describe(folder: Path, name: str | None = None) -> ModelSpec:
     """What the checkpoint in ``folder`` is, in numbers, from its configuration and its headers."""
+    return study(folder, name).spec
+
+
+def study(folder: Path, name: str | None = None) -> Study:
+    """Everything about the checkpoint in ``folder`` short of its weights; ``open_model`` goes on from there.
+
+    >>> study(hub.packaged(), "pocket").plan.expert_bytes
+    98304
+    """
     name = name or str(folder)
-    return _study(read_config(folder, name), name, read_checkpoint(folder)).spec
+    return _study(read_config(folder, name), name, read_checkpoint(folder))
 
 
 def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *,
-               name: str | None = None) -> StreamedModel:
+               name: str | None = None, studied: Study | None = None) -> StreamedModel:
     """The model without its experts; not one of their bytes is read.
 
     Args:
         folder: "pocket", a local folder or a hub id.
         dtype: torch.float32 or torch.bfloat16 for the dense part; None is the checkpoint's own precision.
         name: what messages and ``spec`` call it; by default ``folder``.
+        studied: the ``study`` of the same folder, so that a large one is not looked through twice.
 
     Raises ``CheckpointError`` where something is missing or damaged, ``UnsupportedModelError`` for a dense
     model or one that is not understood.
@@ -111,14 +123,14 @@ def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None,
         raise SettingError(f"no dense part in {dtype}; possible are {', '.join(map(str, DTYPES.values()))}")
     name = os.fspath(folder) if name is None else name
     folder = hub.resolve_model(folder)
-    found = _study(read_config(folder, name), name, read_checkpoint(folder))
+    found = studied or study(folder, name)
     model = _load(folder, name, found, dtype or DTYPES[found.spec.dtype])
     if found.rules is not None:
         hook_routers(model, found.blocks)
     return StreamedModel(model, _tokenizer(folder, name), found.spec, found.rules, found.plan, found.blocks, folder)
 
 
-def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> _Findings:
+def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> Study:
     """Everything that configuration and headers tell."""
     bones = skeleton(config, name)
     blocks = find_blocks(bones, name)
@@ -135,10 +147,10 @@ def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> _Findings
         dense_bytes=dense_bytes(tensors, plan), dtype=OWN_PRECISION[plan.dtype],
         context=int(text.max_position_embeddings), routing=words,
     )
-    return _Findings(config, blocks, plan, rules, spec)
+    return Study(config, blocks, plan, rules, spec)
 
 
-def _load(folder: Path, name: str, found: _Findings, dtype: torch.dtype) -> Any:
+def _load(folder: Path, name: str, found: Study, dtype: torch.dtype) -> Any:
     """The dense part, by transformers' own loader."""
     streamed = streaming_class(model_class(found.config, name), found.blocks)
     try:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 class ExpertStore:
     """Reads experts of ``plan`` into slots of ``format``. Safe to use from many threads at once.
 
-    >>> store = ExpertStore(plan, FORMATS["bf16"])                              # doctest: +SKIP
-    >>> slot = np.empty(store.slot_bytes, np.uint8); store.read(0, 5, slot)     # doctest: +SKIP
+    >>> from moe_lab.kernels.formats import FORMATS
+    >>> from moe_lab.models import resolve_model, study
+    >>> store = ExpertStore(study(resolve_model("pocket")).plan, FORMATS["bf16"])
+    >>> slot = np.empty(store.slot_bytes, np.uint8)
+    >>> store.read(0, 5, slot)
     98304
     """
 

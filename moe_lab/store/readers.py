@@ -26,8 +26,13 @@ ALONE_BYTES = 1 << 20
 class Readers:
     """``threads`` readers (the caller among them) over one store, held back by ``disk`` if it is simulated.
 
-    >>> readers = Readers(store, Disk("200 MB/s"))                        # doctest: +SKIP
-    >>> read_bytes, wait_s = readers.load(0, [(5, arena[0]), (9, arena[1])])   # doctest: +SKIP
+    >>> from moe_lab.kernels.formats import FORMATS
+    >>> from moe_lab.models import resolve_model, study
+    >>> store = ExpertStore(study(resolve_model("pocket")).plan, FORMATS["bf16"])
+    >>> arena = np.empty((2, store.slot_bytes), np.uint8)
+    >>> read_bytes, wait_s = Readers(store, Disk("200 MB/s")).load(0, [(5, arena[0]), (9, arena[1])])
+    >>> read_bytes, round(read_bytes / 200e6, 5) <= wait_s
+    (196608, True)
     """
 
     def __init__(self, store: ExpertStore, disk: Disk | None = None, threads: int = 2) -> None:

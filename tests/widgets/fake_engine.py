@@ -22,12 +22,14 @@ WORDS = ("def ", "fibonacci", "(n", "):\n", "    ", "return ", "n ", "if ", "< "
 class Original(Policy):
     """The router's own choice."""
 
+    kind = "routing"
     lossy = False
 
 
 class CachePrior(Policy):
     """Raises experts that are resident."""
 
+    kind = "routing"
     penalty = Parameter(0.5, 0, 1, doc="how strongly residents are preferred", open_ended=True)
     keep_top = Parameter(1, 0, 4, doc="experts that are always taken", integer=True)
     lossy = True
@@ -36,10 +38,13 @@ class CachePrior(Policy):
 class LRU(Policy):
     """The expert used longest ago leaves."""
 
+    kind = "eviction"
+
 
 class AgedLFU(Policy):
     """Few uses leave first; uses lose weight with age."""
 
+    kind = "eviction"
     half_life = Parameter(64, 1, 4096, unit="uses", doc="uses until a use counts half")
 
 

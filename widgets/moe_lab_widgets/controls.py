@@ -27,26 +27,25 @@ def _instance(policy: Any) -> Any:
 
 
 class Choices:
-    """The policies on offer: the shipped tables, the engine's own, and ``extra`` ones of the user."""
+    """The policies on offer: the shipped tables, the engine's own, and ``policies`` of the user."""
 
-    def __init__(self, engine: Any, routing: Iterable[Any] = (), eviction: Iterable[Any] = ()) -> None:
+    def __init__(self, engine: Any, policies: Iterable[Any] = ()) -> None:
         self.engine = engine
         self.policies: dict[str, dict[str, Any]] = {
             kind: {name: _instance(policy) for name, policy in table.items()} for kind, table in shipped().items()
         }
-        for kind, extra in (("routing", routing), ("eviction", eviction)):
-            for policy in (*extra, getattr(engine, kind)):
-                self.learn(kind, policy)
+        for policy in (*policies, *(getattr(engine, kind) for kind in KINDS)):
+            self.learn(policy)
 
-    def learn(self, kind: str, policy: Any) -> bool:
-        """Offer ``policy`` too; returns whether its name or class is new."""
-        policy = _instance(policy)
-        known = self.policies[kind].get(policy.name)
-        self.policies[kind].setdefault(policy.name, policy)
-        if known is not None and type(known) is not type(policy):
-            self.policies[kind][policy.name] = policy
-            return True
-        return known is None
+    def learn(self, policy: Any) -> bool:
+        """Offer ``policy`` (an instance or a class) too; returns whether it is new."""
+        if getattr(policy, "kind", None) not in KINDS:
+            raise PolicyError(f"{policy!r} is neither a routing nor an eviction policy; give a policy, or its class")
+        table, policy = self.policies[policy.kind], _instance(policy)
+        if policy.name in table and type(table[policy.name]) is type(policy):
+            return False
+        table[policy.name] = policy
+        return True
 
     def build(self, kind: str, name: str, values: dict[str, float]) -> Any:
         """The policy ``name`` with ``values``; parameters that are not named keep their defaults.

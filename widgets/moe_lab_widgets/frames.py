@@ -7,7 +7,7 @@ A frame is a header of 32 bytes (little endian) and one byte an expert, layer by
     u8 version | u8 flags (1: still) | u16 layers | u16 experts | u16 slots | u32 sequence | u32 token
     f64 sent, ms since 1970 | u64 spare
 
-    bit 0 resident   bit 1 just loaded   bit 2 used now   bit 3 swapped in   bits 4-7 uses, log scale
+    bit 0 resident   bit 1 just loaded   bit 2 used now   bit 3 swapped in   bits 4-7 uses, on a square-root scale
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def cells(snapshot: Any, before: np.ndarray | None = None) -> np.ndarray:
     loaded = snapshot.loaded & resident
     if before is not None:
         loaded = loaded | (resident & ~before)
-    uses = np.log1p(snapshot.uses.astype(np.float64))
+    uses = np.sqrt(snapshot.uses)
     level = np.rint(uses / max(uses.max(), 1e-9) * (LEVELS - 1)).astype(np.uint8)
     return (
         resident * np.uint8(RESIDENT) | loaded * np.uint8(LOADED) | snapshot.used * np.uint8(USED)

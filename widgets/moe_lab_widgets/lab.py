@@ -40,8 +40,8 @@ class Lab(anywidget.AnyWidget):
     >>> lab                                            # doctest: +SKIP
     >>> lab.start("def fibonacci(n):")                 # doctest: +SKIP
 
-    ``routing`` and ``eviction`` are policies of your own to offer beside the shipped ones. All other keywords
-    are traits. Every parameter of every policy is a trait too (``lab.penalty``), None while the present policy
+    ``policies`` are policies of your own, routing or eviction, to offer beside the shipped ones. All other
+    keywords are traits. Every parameter of every policy is a trait too (``lab.penalty``), None while the present policy
     has no such parameter, so that ``ipywidgets.link((slider, "value"), (lab, "penalty"))`` works.
     """
 
@@ -80,10 +80,13 @@ class Lab(anywidget.AnyWidget):
     hit_rate = tr.Float(0.0, help="Share of the expert uses that found theirs resident, last two seconds.")
     read_mib_per_token = tr.Float(0.0, help="MiB read for a token, last two seconds.")
 
-    def __init__(self, engine: Any, *, routing: Iterable[Any] = (), eviction: Iterable[Any] = (), **traits: Any) -> None:
+    def __init__(self, engine: Any, *, policies: Iterable[Any] = (), **traits: Any) -> None:
         if unknown := [name for name in traits if name not in self.trait_names()]:
             raise SettingError(f"Lab has no setting {unknown[0]!r}; it has {', '.join(self.class_own_traits())}")
-        self._session = Session.of(engine, routing, eviction)
+        for kind in controls.KINDS:
+            if kind in traits and not isinstance(traits[kind], str):
+                setattr(engine, kind, traits.pop(kind))
+        self._session = Session.of(engine, policies)
         self._agreed: dict[str, Any] = self._session.settings()
         self._reflecting = 0
         self._page_lock = threading.RLock()
@@ -181,7 +184,8 @@ class Lab(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stop what this session runs, if this is its last dashboard, and take the dashboard away."""
-        views = self._session.views
+        session = self.__dict__.get("_session")      # absent where the constructor has raised
+        views = session.views if session is not None else []
         if self in views:
             views.remove(self)
             if not views:
@@ -290,6 +294,7 @@ class Lab(anywidget.AnyWidget):
             self.disk = "real disk" if self.engine.disk is None else repr(self.engine.disk)
             self.finish, self.error, self.state = session.finish, session.error, session.state
             self.foreground = session.driver is not None and session.driver.foreground
+            self._outbox.patient = not self.foreground
 
     def refused(self, knob: str, message: str) -> None:
         """Show a refusal under its control and put the last good value back; an empty message clears it."""
@@ -302,12 +307,20 @@ class Lab(anywidget.AnyWidget):
                     if name.removesuffix("_values") == knob:
                         self.set_trait(name, value)
 
-    def show(self, force: bool) -> None:
-        """Send the newest picture if it is time, or if it is the last one for a while."""
-        self._outbox.patient = not self.foreground
-        if force or self._outbox.due():
-            with self._page_lock:
-                self._send_frame(still_one=force)
+    def due(self) -> bool:
+        """Whether the page can take a picture now."""
+        return self._outbox.due()
+
+    def show(self, snapshot: Any, still: bool) -> None:
+        """Send a picture with the news since the last one."""
+        session, numbers = self._session, self._session.history.numbers()
+        with self._page_lock:
+            sequence = self._outbox.next()
+            content = {"k": "frame", "cost": round(session.cost, 4), **self._news(sequence % _CURVE_EVERY == 1 or still)}
+            self.send(content, [frames.pack(sequence, snapshot, self._before, still)])
+            self._before = snapshot.resident
+        self.token, self.tokens_per_s = session.history.tokens, numbers.tokens_per_s
+        self.hit_rate, self.read_mib_per_token = numbers.hit_rate, numbers.read_bytes_per_token / 2**20
 
     def renew_still(self) -> None:
         """Renew the picture in the saved notebook."""
@@ -315,17 +328,6 @@ class Lab(anywidget.AnyWidget):
             update_display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)
 
     # --- messages ------------------------------------------------------------------------------------------------
-
-    def _send_frame(self, still_one: bool) -> None:
-        session, history = self._session, self._session.history
-        now = self.engine.telemetry.snapshot()
-        sequence = self._outbox.next()
-        content = {"k": "frame", "cost": round(session.cost, 4), **self._news(sequence % _CURVE_EVERY == 1 or still_one)}
-        self.send(content, [frames.pack(sequence, now, self._before, still_one)])
-        self._before = now.resident
-        numbers = history.numbers()
-        self.token, self.tokens_per_s = history.tokens, numbers.tokens_per_s
-        self.hit_rate, self.read_mib_per_token = numbers.hit_rate, numbers.read_bytes_per_token / 2**20
 
     def _news(self, with_curve: bool) -> dict[str, Any]:
         """Everything since the last message: numbers, text, points; marks and sentences where they changed."""

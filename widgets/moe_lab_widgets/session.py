@@ -20,16 +20,20 @@ from moe_lab.errors import BusyError, MoELabError
 from moe_lab_widgets.controls import KINDS, Choices, words_of
 from moe_lab_widgets.curve import ReuseCurve
 from moe_lab_widgets.history import History
+from moe_lab_widgets.publisher import Publisher
 
 _SESSIONS: WeakValueDictionary[int, Session] = WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
 class View(Protocol):
-    """What a session tells its dashboards; called on the thread that generates, or on the caller's."""
+    """What a session tells its dashboards; from any of its threads."""
 
-    def show(self, force: bool) -> None:
-        """There is a newer picture; ``force``: it is the last one for a while."""
+    def due(self) -> bool:
+        """Whether the view can take a picture now."""
+
+    def show(self, snapshot: Any, still: bool) -> None:
+        """Draw ``snapshot``; ``still``: it is the last one for a while."""
 
     def reflect(self) -> None:
         """State, settings or errors have changed."""
@@ -47,9 +51,9 @@ class Session:
     ``state`` is one of ready, running, paused, stopped, finished.
     """
 
-    def __init__(self, engine: Any, routing: Iterable[Any] = (), eviction: Iterable[Any] = ()) -> None:
+    def __init__(self, engine: Any, policies: Iterable[Any] = ()) -> None:
         self.engine = engine
-        self.choices = Choices(engine, routing, eviction)
+        self.choices = Choices(engine, policies)
         spec = engine.spec
         self.history = History()
         self.curve = ReuseCurve(spec.L, spec.experts, spec.top_k)
@@ -60,26 +64,27 @@ class Session:
         self.sentences: list[str] = []
         self.driver: Any = None
         self.views: list[View] = []
+        self.publisher: Publisher | None = None
         self.cost_s = 0.0
-        """Seconds that this session has taken from the generating thread."""
+        """Processor seconds that dashboards have taken, on the generating thread and beside it."""
         self.busy_s = 0.0
         """Seconds that thread has run."""
         self._seen = engine.telemetry.token
+        self._seen_lock = threading.Lock()
         self._wishes: dict[str, Any] = {}
         self._wish_lock = threading.Lock()
         self._settling = threading.RLock()
 
     @classmethod
-    def of(cls, engine: Any, routing: Iterable[Any] = (), eviction: Iterable[Any] = ()) -> Session:
-        """The session of ``engine``, made if there is none; ``routing`` and ``eviction`` are policies to offer too."""
+    def of(cls, engine: Any, policies: Iterable[Any] = ()) -> Session:
+        """The session of ``engine``, made if there is none; ``policies`` are to be offered too."""
         with _LOCK:
             session = _SESSIONS.get(id(engine))
             if session is None:
-                session = _SESSIONS[id(engine)] = cls(engine, routing, eviction)
+                session = _SESSIONS[id(engine)] = cls(engine, policies)
             else:
-                for kind, extra in (("routing", routing), ("eviction", eviction)):
-                    for policy in extra:
-                        session.choices.learn(kind, policy)
+                for policy in policies:
+                    session.choices.learn(policy)
         return session
 
     # --- wishes ---------------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ class Session:
                     view.refused(knob, message)
         self.tell()
         if self.state != "running":
-            self.show(force=True)
+            self.show()
 
     def _apply(self, knob: str, value: Any) -> str:
         """Make one change; returns it in words, empty where nothing changed."""
@@ -157,7 +162,7 @@ class Session:
 
     def learn(self) -> bool:
         """Offer the engine's own policies too; returns whether one was new."""
-        return any([self.choices.learn(kind, getattr(self.engine, kind)) for kind in KINDS])
+        return any([self.choices.learn(getattr(self.engine, kind)) for kind in KINDS])
 
     # --- a run, told by its driver ----------------------------------------------------------------------
 
@@ -174,28 +179,39 @@ class Session:
         self.exception = None
         self.sentences = []
         self.history.begin()
-        self._begun_at = time.perf_counter()
+        self.publisher = None if driver.foreground else Publisher(self._publish)
         self._become("running")
 
     def took(self, step: Any) -> None:
         """A token was generated."""
-        began = time.perf_counter()
+        began = time.thread_time()
         self.history.took(step)
-        self._note_routes()
         if step.finish:
             self.finish = step.finish
-        for view in list(self.views):
-            view.show(False)
-        self.cost_s += time.perf_counter() - began
-        self.busy_s += sum((step.times.read_s, step.times.route_s, step.times.experts_s, step.times.rest_s))
+        if any(view.due() for view in self.views):
+            snapshot = self.engine.telemetry.snapshot()
+            if self.publisher is not None:
+                self.publisher.offer(snapshot)
+            else:
+                self._publish(snapshot)       # front ends without updates from threads see this one
+        self.cost_s += time.thread_time() - began
+        self.busy_s += step.times.read_s + step.times.route_s + step.times.experts_s + step.times.rest_s
 
-    def _note_routes(self) -> None:
-        """Bring the curve up to date with what has been routed since the last look."""
-        telemetry = self.engine.telemetry
-        token, ring = telemetry.token, telemetry.ring
-        for position in range(max(self._seen, token - self.curve.window, token - ring.capacity), token):
-            self.curve.add(ring.ids[position % ring.capacity])
-        self._seen = token
+    def _publish(self, snapshot: Any) -> None:
+        """Send ``snapshot`` to every view that can take it."""
+        self.note_routes(snapshot.token)
+        for view in list(self.views):
+            if view.due():
+                with contextlib.suppress(Exception):     # a page that is gone is no reason to stop generating
+                    view.show(snapshot, False)
+
+    def note_routes(self, token: int) -> None:
+        """Bring the curve up to date with what has been routed before ``token``."""
+        ring = self.engine.telemetry.ring
+        with self._seen_lock:
+            for position in range(max(self._seen, token - self.curve.window, token - ring.capacity), token):
+                self.curve.add(ring.ids[position % ring.capacity])
+            self._seen = max(self._seen, token)
 
     def explained(self) -> None:
         """One token was asked for: keep the engine's sentences on it."""
@@ -205,7 +221,7 @@ class Session:
         """Generation stands; the picture becomes exact."""
         self.history.flush()
         self._become("paused")
-        self.show(force=True)
+        self.show()
 
     def resumes(self) -> None:
         """Generation goes on."""
@@ -222,11 +238,15 @@ class Session:
     def ended(self, stopped: bool) -> None:
         """The run is over."""
         self.history.flush()
+        if self.publisher is not None:
+            self.publisher.end()
+            self.cost_s += self.publisher.cpu_s
+            self.publisher = None
         with _LOCK:
             self.driver = None
         self.settle()
         self._become("stopped" if stopped or self.exception else "finished")
-        self.show(force=True)
+        self.show()
         self.renew_still()
 
     def _become(self, state: str) -> None:
@@ -240,10 +260,15 @@ class Session:
         for view in list(self.views):
             view.reflect()
 
-    def show(self, force: bool) -> None:
-        """Offer every view the newest picture."""
+    def show(self) -> None:
+        """Show every view the present state: generation stands."""
+        if self.publisher is not None:
+            self.publisher.withdraw()
+        snapshot = self.engine.telemetry.snapshot()
+        self.note_routes(snapshot.token)
         for view in list(self.views):
-            view.show(force)
+            with contextlib.suppress(Exception):
+                view.show(snapshot, True)
 
     def renew_still(self) -> None:
         """Renew the pictures in saved notebooks."""
@@ -254,7 +279,8 @@ class Session:
     @property
     def cost(self) -> float:
         """Share of the generating time that the dashboards take, 0 to 1."""
-        return self.cost_s / max(1e-9, self.busy_s + self.cost_s)
+        cost = self.cost_s + (self.publisher.cpu_s if self.publisher is not None else 0.0)
+        return cost / max(1e-9, self.busy_s + cost)
 
     def cell(self, layer: int, expert: int) -> dict[str, Any]:
         """What there is to say on one expert: plain numbers."""

@@ -260,8 +260,8 @@ function drawCurve(canvas, hit, low, high, slots, p, ink) {
   }
   const drawn = hit.length > high;
   if (drawn) trace(c, Array.from({ length: high - low + 1 }, (_, i) => [X(low + i), Y(hit[low + i])]), css(p.low), css(p.low, 0.12), base);
-  c.fillStyle = ink.soft; c.textAlign = "left";
-  c.fillText("100 %", THUMB / 2 + 3, Y(10000) + 8); c.fillText("50 %", THUMB / 2 + 3, Y(5000) + 8);
+  c.fillStyle = ink.soft; c.textAlign = "left"; c.strokeStyle = ink.paper; c.lineWidth = 3; c.lineJoin = "round";
+  for (const [words, v] of /** @type {[string, number][]} */ ([["100 %", 10000], ["50 %", 5000]])) { c.strokeText(words, THUMB / 2 + 3, Y(v) + 9); c.fillText(words, THUMB / 2 + 3, Y(v) + 9); }
   c.textAlign = "left"; c.fillText(String(low), THUMB / 2, h - 7); c.textAlign = "right"; c.fillText(`${high} slots`, w - THUMB / 2, h - 7);
   const x = X(slots);
   c.strokeStyle = ink.soft; c.setLineDash([3, 3]); c.beginPath(); c.moveTo(x, top); c.lineTo(x, h); c.stroke(); c.setLineDash([]);
@@ -626,7 +626,7 @@ function knob(b, q, get, set, refusal) {
   function draw() {
     if (free()) show(get(), false);
     const bad = refusal();
-    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)} to ${short(q.high)}${q.open_ended ? " and more" : ""}${q.unit ? " " + q.unit : ""}`);
+    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)} to ${short(q.high)}${q.unit ? " " + q.unit : ""}${q.open_ended ? ", more by typing" : ""}`);
     doc.classList.toggle("bad", Boolean(bad));
   }
   return { el, draw };
@@ -718,21 +718,19 @@ function next(b) {
 function lines(b) {
   const items = STRIPS.map((s) => {
     const now = h("b", {}), canvas = h("canvas", { role: "img" });
-    const split = s.key === "split" ? h("span", { class: "split" }) : "";
-    return { s, now, canvas, split, el: h("div", { class: "strip", "data-strip": s.key }, h("div", { class: "label" }, h("span", {}, s.name, split), now), canvas) };
+    return { s, now, canvas, el: h("div", { class: "strip", "data-strip": s.key }, h("div", { class: "label" }, h("span", {}, s.name), now), canvas) };
   });
+  const swatches = ["reading", "routing", "experts", "the rest"].map((words) => ({ i: h("i"), words }));
+  const legend = h("div", { class: "legend split" }, "Time spent on", ...swatches.map((w) => h("span", {}, w.i, w.words)));
   const marks = h("p", { class: "marks" });
-  const el = h("section", { class: "lines" }, h("h3", {}, "Over the tokens"), h("div", { class: "strips" }, ...items.map((i) => i.el)), marks);
+  const el = h("section", { class: "lines" }, h("div", { class: "titlerow" }, h("h3", {}, "Over the tokens"), legend), h("div", { class: "strips" }, ...items.map((i) => i.el)), marks);
   return { el: [el], draw(why) {
     if (!why.slow && !why.theme) return;
     const { points } = b.store, last = points[points.length - 1];
+    if (why.theme) STRIPS[3].colours(b.p).forEach((c, k) => { swatches[k].i.style.background = css(c); });
     for (const i of items) {
       say(i.now, last ? i.s.say(last) : "");
       i.canvas.setAttribute("aria-label", last ? `${i.s.name}, now ${i.s.say(last)}` : i.s.name);
-      if (i.split && (why.theme || !i.split.childElementCount)) {
-        const colours = i.s.colours(b.p);
-        i.split.replaceChildren(...["read", "route", "experts", "rest"].flatMap((w, k) => { const e = h("i"); e.style.background = css(colours[k]); return [e, w]; }));
-      }
       drawStrip(i.canvas, i.s, points, b.store.marks, b.p, b.ink);
     }
     const recent = b.store.marks.slice(-6), first = b.store.marks.length - recent.length;
@@ -770,7 +768,7 @@ function footer(b) {
   const cost = h("span"), rate = h("span"), el = h("footer", {}, h("span", {}, "Reuse: share of expert uses whose expert was in memory."), cost, rate);
   return { el: [el], draw(why) {
     if (!why.slow && !why.traits) return;
-    say(cost, `This dashboard takes ${(100 * b.store.cost).toFixed(1)} % of the generating time, by its own clock.`);
+    say(cost, `This dashboard has taken ${(100 * b.store.cost).toFixed(1)} % of the generating time (processor seconds, by its own clock).`);
     say(rate, `At most ${short(b.model.get("fps"))} pictures a second.`);
   } };
 }

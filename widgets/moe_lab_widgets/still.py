@@ -16,8 +16,8 @@ from moe_lab.units import format_bytes
 from moe_lab_widgets import frames
 
 PAPER, INK, FAINT = (255, 255, 255), (26, 28, 33), (98, 104, 115)
-DISK, LOADED = (184, 190, 200), (213, 94, 0)
-RAMP = (70, 130, 180), (8, 69, 128)
+DISK, LOADED = (214, 218, 224), (204, 84, 0)
+RAMP = (62, 120, 170), (8, 58, 110)
 WIDTH = 1040
 MARGIN = 20
 

@@ -49,10 +49,10 @@ export function join(kept, count, first, next, limit) {
 
 /** The one table of colours; map, legend, text and lines are all painted from it. @type {{light: Palette, dark: Palette}} */
 export const PALETTE = {
-  light: { disk: [214, 218, 224], low: [62, 120, 170], high: [8, 58, 110], loaded: [208, 86, 0], swap: [118, 66, 170], mark: [255, 255, 255],
+  light: { disk: [214, 218, 224], low: [62, 120, 170], high: [8, 58, 110], loaded: [204, 84, 0], swap: [118, 66, 170], mark: [255, 255, 255],
            route: [118, 66, 170], rest: [150, 156, 166], paper: [255, 255, 255], ink: [33, 33, 33], button: [30, 84, 138], buttonInk: [255, 255, 255] },
   dark: { disk: [58, 61, 67], low: [86, 140, 190], high: [176, 222, 255], loaded: [240, 160, 20], swap: [200, 160, 255], mark: [10, 14, 20],
-          route: [200, 160, 255], rest: [130, 136, 146], paper: [17, 17, 17], ink: [230, 230, 230], button: [124, 180, 230], buttonInk: [10, 18, 28] },
+          route: [200, 160, 255], rest: [130, 136, 146], paper: [33, 33, 33], ink: [230, 230, 230], button: [124, 180, 230], buttonInk: [10, 18, 28] },
 };
 
 /** @param {RGB} c @param {number} [alpha] */

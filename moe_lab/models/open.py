@@ -162,6 +162,8 @@ def _load(folder: Path, name: str, found: Study, dtype: torch.dtype) -> Any:
     if absent := sorted(report["missing_keys"]):
         raise CheckpointError(f"{name!r} lacks {len(absent)} tensors of its dense part: {', '.join(absent[:3])}"
                               f"{' ...' if len(absent) > 3 else ''}; the checkpoint is incomplete")
+    for parameter in model.parameters():            # the loader leaves views of the mapped file: a file that is
+        parameter.data = parameter.data.clone()     # rewritten in place would change the model or end the process
     return model.eval().requires_grad_(False)
 
 

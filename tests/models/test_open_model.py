@@ -162,6 +162,17 @@ def test_it_runs_in_a_pipeline(checkpoint):
     assert len(text) > 15
 
 
+def test_a_loaded_model_does_not_change_with_its_file(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("olmoe-tied", dtype=torch.bfloat16), tmp_path / "changing")
+    hf = open_model(folder).hf
+    before = {name: p.clone() for name, p in hf.named_parameters()}
+    size = (folder / "model.safetensors").stat().st_size
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(bytes(size))
+    assert all(torch.equal(p, before[name]) for name, p in hf.named_parameters())
+    assert hf.lm_head.weight is hf.model.embed_tokens.weight
+
+
 def test_the_dense_part_is_loaded_in_the_precision_asked_for(checkpoint):
     folder = checkpoint("olmoe", dtype=torch.bfloat16)
     assert open_model(folder).hf.dtype == torch.bfloat16

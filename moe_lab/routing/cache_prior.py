@@ -36,7 +36,7 @@ class CachePrior(RoutingPolicy):
         low, high = np.inf, -np.inf
         for z in logits:                # masked experts (-inf) have no say in the range
             if np.isfinite(z):
-                low, high = min(low, z), max(high, z)
+                low, high = min(low, float(z)), max(high, float(z))
         if high >= low:
             state[OWN] += high - low
             state[OWN + 1] += 1.0

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from moe_lab.cache import ExpertCache, slots_for
@@ -105,6 +104,7 @@ class Engine:
         self._run: object | None = None
         self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
                                  self.spec.expert_hidden, model.activation)
+        self.new_past = model.new_past
         self._touched_dense = _touched_dense(self.hf)
         model.connect(self._blocks)
         self._wrap_passes()
@@ -188,8 +188,8 @@ class Engine:
             raise SettingError(f"max_new_tokens={max_new_tokens!r} must be a number of tokens, 1 or more")
         ids = to_ids(prompt, self.tokenizer, self.hf.config.get_text_config().vocab_size, "prompt")
         if len(ids) >= self.spec.context:
-            raise SettingError(f"the prompt has {len(ids):,} tokens and this model reads at most {self.spec.context:,}, "
-                               "the new ones included; shorten it")
+            raise SettingError(f"the prompt has {len(ids):,} tokens and this model reads at most "
+                               f"{self.spec.context:,}, the new ones included; shorten it")
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, self.seed if seed is None else seed)
         return self._stream(ids, max_new_tokens, sampling, stop_strings(stop), stop_at_end)
 
@@ -209,7 +209,9 @@ class Engine:
         if unknown := [name for name in options if name not in known]:
             raise SettingError(f"generate() does not take {', '.join(unknown)}; it takes {', '.join(list(known)[1:])}. "
                                "For beams, assistants and the rest use engine.hf.generate")
-        pieces, ids, finish = [], [], ""
+        pieces: list[str] = []
+        ids: list[int] = []
+        finish = ""
         total = options.get("max_new_tokens", 128)
         steps = self.stream(prompt, **options)
         for step in tqdm(steps, total=total, unit="tokens", desc="generate", delay=2, leave=False):
@@ -234,7 +236,8 @@ class Engine:
             raise SettingError("a score needs two tokens at least: the first is only read")
         window = min(1024, self.spec.context) if window is None else window
         if not isinstance(window, int) or not 1 <= window <= self.spec.context:
-            raise SettingError(f"window={window!r} must lie between 1 and this model's context of {self.spec.context:,} tokens")
+            raise SettingError(f"window={window!r} must lie between 1 and this model's context of "
+                               f"{self.spec.context:,} tokens")
         with self._owner.held():
             if state == "live":
                 self._begin_run()
@@ -360,7 +363,7 @@ class Engine:
     def _begin_run(self) -> object:
         """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
         self._run = object()
-        self.telemetry.recorder = Recorder(self.spec.L)
+        self.telemetry.recorder = Recorder(self.spec.L, self.spec.top_k)
         return self._run
 
     @contextmanager
@@ -369,8 +372,8 @@ class Engine:
         spec, live = self.spec, self._experts.states
         own = Telemetry(spec.L, spec.experts, spec.top_k, capacity=64)
         self._experts.states = [
-            LayerState.new(spec.experts, spec.top_k, self._experts.slots, self._routing, self._eviction, layer, self.seed)
-            for layer in range(spec.L)
+            LayerState.new(spec.experts, spec.top_k, self._experts.slots, self._routing, self._eviction, layer,
+                           self.seed) for layer in range(spec.L)
         ]
         self._blocks.telemetry = own
         self._blocks.settle = False
@@ -403,8 +406,3 @@ def _touched_dense(hf: Any) -> int:
     tied = head is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
     size = embedding.weight.numel() * embedding.weight.element_size()
     return total if tied else total - size + size // embedding.weight.shape[0]
-
-
-def torch_dtype(format: str) -> torch.dtype:
-    """The precision of the dense part beside experts in ``format``."""
-    return {"f32": torch.float32, "bf16": torch.bfloat16}[format]

@@ -7,12 +7,12 @@ import sys
 from tqdm import tqdm
 
 from moe_lab.cache import ExpertCache, slots_for
-from moe_lab.engine.engine import Engine, torch_dtype
+from moe_lab.engine.engine import Engine
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.kernels.residency import LayerState
-from moe_lab.models import describe, open_model, resolve_model
+from moe_lab.models import DTYPES, open_model, resolve_model, study
 from moe_lab.policy import resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import WeightFormat
@@ -27,11 +27,11 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     """Load a mixture-of-experts model whose experts stay on disk.
 
     ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
-    experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None keeps everything resident if it fits into the free memory, else as
-    much as fits. ``weights``: ``"f32"`` or ``"bf16"``, by default the checkpoint's own precision. ``disk``:
-    ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere (what is loaded before
-    the first token is not slowed). ``seed`` is the
-    default of sampling and of policies that draw.
+    experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None
+    keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"`` or
+    ``"bf16"``, by default the checkpoint's own precision. ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
+    readers down, named as simulated everywhere (what is loaded before the first token is not slowed). ``seed``
+    is the default of sampling and of policies that draw.
 
     Raises ``CheckpointError``, ``UnsupportedModelError``, ``BudgetError``, ``PolicyError``, ``SettingError``.
 
@@ -43,18 +43,19 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if disk is not None and not isinstance(disk, Disk):
         raise SettingError(f"disk={disk!r} is not a disk; type disk=ml.Disk(bandwidth='200 MB/s')")
     folder = resolve_model(model)
-    spec = describe(folder, name=model)
+    studied = study(folder, model)
+    spec = studied.spec
     name = spec.dtype if weights is None else weights
     if name not in FORMATS:
         raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     format = FORMATS[name]
     slots = slots_for(cache, spec, name)
+    if studied.rules is None and chosen_routing.lossy:
+        raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {spec.routing}")
     if cache is None and slots < spec.experts:
         print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
               f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
-    opened = open_model(folder, torch_dtype(name), name=model)
-    if opened.rules is None and chosen_routing.lossy:
-        raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {opened.spec.routing}")
+    opened = open_model(folder, DTYPES[name], name=model, studied=studied)
     store = ExpertStore(opened.plan, format)
     states = [
         LayerState.new(spec.experts, spec.top_k, slots, chosen_routing, chosen_eviction, layer, seed)

@@ -7,6 +7,7 @@ policy, a format or a family.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
@@ -17,7 +18,7 @@ from moe_lab.cache import ExpertCache
 from moe_lab.cache.experts import Traffic
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
 from moe_lab.models.rules import RouterRule
 
 
@@ -35,22 +36,21 @@ class MoEBlocks:
         self.settle = True
         self.touched = 0
         """Experts whose weights the present pass has read."""
-        self._walked: Walked | None = None
         self._x = np.zeros(hidden, dtype=np.float32)
         self._y = np.zeros(hidden, dtype=np.float32)
 
     def route(self, layer: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose the experts of (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32."""
         began = perf_counter()
+        assert self.rules is not None            # else the model's own router chose, see compute
         rule, state = self.rules[layer], self.cache.states[layer]
         z = logits.detach().float().contiguous()
         weights = rule.weights(z)
         before = state.resident.copy()
-        walked = walk(state, z.numpy(), weights.numpy())
+        walked = walk(state, z.numpy(), weights.numpy(), self.telemetry.room(layer))
         gates = rule.finish(walked.gates, walked.ids)
-        self._walked = walked
-        self.telemetry.routed(layer, walked, z.numpy(), before, perf_counter() - began)
-        return torch.from_numpy(walked.ids.astype(np.int64)), torch.from_numpy(gates)
+        self.telemetry.routed(layer, z.numpy(), before, perf_counter() - began)
+        return torch.from_numpy(walked.ids.astype(np.int64)), torch.from_numpy(gates.copy())
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
@@ -60,7 +60,8 @@ class MoEBlocks:
         traffic, slots = Traffic(), None
         if x.shape[0] == 1 and self.settle:
             self.touched += ids.shape[1]
-            slots = self.cache.fetch(layer, ids[0].numpy().astype(np.int32), self._walked.evicted[0], traffic)
+            walked = self.telemetry.room(layer)
+            slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
             out = self._token(layer, x, slots, weights)
         else:
             out = self._tokens(layer, x, ids, weights, traffic)
@@ -74,13 +75,14 @@ class MoEBlocks:
         The walk is given logits that make it choose exactly these ids; returned in its order.
         """
         began, state = perf_counter(), self.cache.states[layer]
-        gates, order = weights.float().sort(-1, descending=True, stable=True)
+        gates, order = weights.float().sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(-1, order)
-        z = torch.full((ids.shape[0], state.E), -1.0).scatter_(-1, ids, torch.arange(ids.shape[1], 0, -1.0).expand_as(gates))
+        places = torch.arange(ids.shape[1], 0, -1.0).expand_as(gates)
+        z = torch.full((ids.shape[0], state.E), -1.0).scatter_(-1, ids, places)
         before = state.resident.copy()
-        walked = walk(state, z.numpy(), z.clamp(min=0).numpy())._replace(gates=gates.numpy())
-        self._walked = walked
-        self.telemetry.routed(layer, walked, z.numpy(), before, perf_counter() - began)
+        walked = walk(state, z.numpy(), z.clamp(min=0).numpy(), self.telemetry.room(layer))
+        walked.gates[:] = gates.numpy()
+        self.telemetry.routed(layer, z.numpy(), before, perf_counter() - began)
         return ids, gates
 
     def _token(self, layer: int, x: torch.Tensor, slots: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
@@ -107,7 +109,7 @@ class MoEBlocks:
         return parts.sum(1).to(x.dtype)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

@@ -217,5 +217,5 @@ class Score:
         return self.stats.swapped_share
 
     def __repr__(self) -> str:
-        return (f"perplexity {self.perplexity:.3f} ({self.bits_per_byte:.3f} bits per byte) over {self.tokens:,} tokens\n"
-                f"{self.stats!r}")
+        return (f"perplexity {self.perplexity:.3f} ({self.bits_per_byte:.3f} bits per byte) "
+                f"over {self.tokens:,} tokens\n{self.stats!r}")

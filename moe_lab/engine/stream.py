@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from moe_lab.engine.records import Phase, Step
 from moe_lab.engine.sampling import Sampler, Sampling
@@ -20,7 +19,7 @@ def decode(engine: Engine, prompt: list[int], max_new_tokens: int, sampling: Sam
            stop_at_end: bool) -> Iterator[Step]:
     """Yield a step for each new token until a reason to stop; the engine is owned while this runs."""
     sampler, text = Sampler(sampling), TextStream(engine.tokenizer, stops)
-    ids, passed, past = list(prompt), prompt, DynamicCache(config=engine.hf.config)
+    ids, passed, past = list(prompt), prompt, engine.new_past()
     for index in range(max_new_tokens):
         with torch.inference_mode():
             logits = engine.hf(

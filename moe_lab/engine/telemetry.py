@@ -81,19 +81,19 @@ class Ring:
 class Recorder:
     """The routes of one run, for its trace, digest and statistics."""
 
-    def __init__(self, L: int) -> None:
-        self._ids: list[list[np.ndarray]] = [[] for _ in range(L)]
-        self._gates: list[list[np.ndarray]] = [[] for _ in range(L)]
+    def __init__(self, L: int, K: int) -> None:
+        self._ids = [np.zeros((0, L, K), dtype=np.int32)]
+        self._gates = [np.zeros((0, L, K), dtype=np.float32)]
+        self._phase = [np.zeros(0, dtype=np.uint8)]
         self._hash = [hashlib.blake2b(digest_size=16) for _ in range(L)]
-        self._phase: list[np.ndarray] = []
         self.phases = [Phase(), Phase()]
 
-    def passed(self, walked: list[Walked], phase: int, counts: Phase) -> None:
-        """Note the routes of a whole pass, one ``Walked`` a layer; a pass that was cut off is never noted."""
-        for layer, one in enumerate(walked):
-            self._ids[layer].append(one.ids)
-            self._gates[layer].append(one.gates)
-            self._hash[layer].update(one.ids)
+    def passed(self, ids: np.ndarray, gates: np.ndarray, phase: int, counts: Phase) -> None:
+        """Note a whole pass, (L, T, K); one that was cut off is never noted."""
+        for layer, one in zip(self._hash, ids, strict=True):
+            layer.update(one)
+        self._ids.append(ids.transpose(1, 0, 2).copy())
+        self._gates.append(gates.transpose(1, 0, 2).copy())
         self._phase.append(np.full(counts.tokens, phase, dtype=np.uint8))
         self.phases[phase] = self.phases[phase] + counts
 
@@ -106,11 +106,18 @@ class Recorder:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids (T, L, K) int32, gates (T, L, K) float32, phase (T,) uint8 of the passes that were finished."""
-        phase = np.concatenate(self._phase) if self._phase else np.zeros(0, dtype=np.uint8)
-        if not phase.size:
-            return np.zeros((0, len(self._ids), 0), np.int32), np.zeros((0, len(self._ids), 0), np.float32), phase
-        ids = np.stack([np.concatenate(layer) for layer in self._ids], axis=1)
-        return ids, np.stack([np.concatenate(layer) for layer in self._gates], axis=1), phase
+        return np.concatenate(self._ids), np.concatenate(self._gates), np.concatenate(self._phase)
+
+
+class _Pass:
+    """Room for what one pass of T tokens does: routes (L, T, K), and for each layer bytes and seconds."""
+
+    def __init__(self, L: int, T: int, K: int) -> None:
+        self.T = T
+        self.routes = Walked(*(array.reshape(L, T, *array.shape[1:]) for array in Walked.empty(L * T, K)))
+        self.layers = [Walked(*(array[layer] for array in self.routes)) for layer in range(L)]
+        self.slots = np.full((L, K), -1, dtype=np.int32)
+        self.read_bytes, self.wait_s, self.route_s, self.experts_s = [0] * L, [0.0] * L, [0.0] * L, [0.0] * L
 
 
 class Telemetry:
@@ -126,7 +133,8 @@ class Telemetry:
         self.hits = np.zeros((L, E), dtype=np.int64)
         self.last_use = np.full((L, E), -1, dtype=np.int64)
         self.resident = np.zeros((L, E), dtype=np.bool_)
-        self.recorder = Recorder(L)
+        self.recorder = Recorder(L, K)
+        self._one = self._pass = _Pass(L, 1, K)
         self._version = 0
         self._layer_of = np.broadcast_to(np.arange(L)[:, None], (L, K))
 
@@ -134,81 +142,81 @@ class Telemetry:
 
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
-        self._T, self._phase, self._walked = tokens, phase, []
-        self._read, self._wait, self._route, self._experts = 0, 0.0, 0.0, 0.0
-        self._rows_now = self._rows()
+        self._pass = self._one if tokens == 1 else _Pass(self.L, tokens, self.K)
+        self._phase = phase
+        self._last = (self.token + tokens - 1) % LOGITS_KEPT
         self._began = time.perf_counter()
 
-    def routed(self, layer: int, walked: Walked, logits: np.ndarray, before: np.ndarray, route_s: float) -> None:
+    def room(self, layer: int) -> Walked:
+        """Where the walk of ``layer`` writes to in this pass."""
+        return self._pass.layers[layer]
+
+    def routed(self, layer: int, logits: np.ndarray, before: np.ndarray, route_s: float) -> None:
         """The walk of one layer is done. ``logits`` (T, E) float32, ``before`` (E,) bool: resident before it."""
-        ring, rows, kept = self.ring, self._rows_now, -self.ring.capacity
-        ring.ids[rows, layer] = walked.ids[kept:]
-        ring.gates[rows, layer] = walked.gates[kept:]
-        ring.hits[rows, layer] = walked.hits[kept:]
-        ring.rank[rows, layer] = walked.rank[kept:]
-        ring.evicted[rows, layer] = walked.evicted[kept:]
-        ring.route_s[rows, layer] = route_s / self._T
-        last = (self.token + self._T - 1) % LOGITS_KEPT
-        ring.logits[last, layer] = logits[-1]
-        ring.resident[last, layer] = before
-        self._route += route_s
-        self._walked.append(walked)
+        self.ring.logits[self._last, layer] = logits[-1]
+        self.ring.resident[self._last, layer] = before
+        self._pass.route_s[layer] = route_s
 
     def computed(self, layer: int, slots: np.ndarray | None, read_bytes: int, wait_s: float, experts_s: float) -> None:
-        """The experts of one layer are through; bytes and times of a pass stand at its last token."""
-        row, ring = (self.token + self._T - 1) % self.ring.capacity, self.ring
-        ring.slots[row, layer] = -1 if slots is None else slots
-        ring.read_bytes[row, layer] = read_bytes
-        ring.wait_s[row, layer] = wait_s
-        ring.experts_s[row, layer] = experts_s
-        self._read += read_bytes
-        self._wait += wait_s
-        self._experts += experts_s
+        """The experts of one layer are through. ``slots`` (K,) of a single token."""
+        now = self._pass
+        if slots is not None:
+            now.slots[layer] = slots
+        now.read_bytes[layer], now.wait_s[layer], now.experts_s[layer] = read_bytes, wait_s, experts_s
 
     def end(self, resident: list[np.ndarray] | None) -> Phase:
         """The pass is through; returns its counts. ``resident`` are the layers' (E,) bool, None for a score."""
-        total = time.perf_counter() - self._began
+        now, total = self._pass, time.perf_counter() - self._began
         self._version += 1
-        self.ring.total_s[self._rows_now] = total / self._T
-        self.ring.phase[self._rows_now] = self._phase
-        uses, hits, swapped = self._count_token() if self._T == 1 else self._count_tokens()
+        self._to_ring(now, total)
+        uses, hits, swapped = self._count(now)
         if resident is not None:
-            for layer, now in enumerate(resident):
-                self.resident[layer] = now
-        self.token += self._T
+            for layer, here in enumerate(resident):
+                self.resident[layer] = here
+        self.token += now.T
         self._version += 1
-        mass = sum(float(walked.mass.sum()) for walked in self._walked)
-        rest = max(0.0, total - self._wait - self._route - self._experts)
-        counts = Phase(self._T, hits, uses - hits, swapped, mass, self._T * self.L, self._read,
-                       Times(self._wait, self._route, self._experts, rest))
-        self.recorder.passed(self._walked, self._phase, counts)
+        wait, route, experts = sum(now.wait_s), sum(now.route_s), sum(now.experts_s)
+        times = Times(wait, route, experts, max(0.0, total - wait - route - experts))
+        counts = Phase(now.T, hits, uses - hits, swapped, float(now.routes.mass.sum()), now.T * self.L,
+                       sum(now.read_bytes), times)
+        self.recorder.passed(now.routes.ids, now.routes.gates, self._phase, counts)
         return counts
 
-    def _count_token(self) -> tuple[int, int, int]:
-        """Add one token to the cumulative counts, all layers at once; returns uses, hits, swapped."""
-        row = self.token % self.ring.capacity
-        ids, hit = self.ring.ids[row], self.ring.hits[row]
-        chosen = ids >= 0
-        at = self._layer_of[chosen], ids[chosen]
-        self.uses[at] += 1
-        self.hits[at] += hit[chosen]
-        self.last_use[at] = self.token
-        return at[1].size, int(np.count_nonzero(hit)), int(np.count_nonzero((self.ring.rank[row] >= self.K) & chosen))
+    def _to_ring(self, now: _Pass, total: float) -> None:
+        """Write the pass, or its last tokens if it is longer than the ring; bytes and times of the pass stand
+        at its last token."""
+        ring, rows, kept = self.ring, self._rows(now.T), -self.ring.capacity
+        for name in ("ids", "gates", "hits", "rank", "evicted"):
+            getattr(ring, name)[rows] = getattr(now.routes, name)[:, kept:].transpose(1, 0, 2)
+        last = (self.token + now.T - 1) % ring.capacity
+        if now.T > 1:
+            for array in (ring.read_bytes, ring.wait_s, ring.route_s, ring.experts_s):
+                array[rows] = 0
+            ring.slots[rows] = -1
+        ring.slots[last] = now.slots
+        ring.read_bytes[last], ring.wait_s[last] = now.read_bytes, now.wait_s
+        ring.route_s[last], ring.experts_s[last] = now.route_s, now.experts_s
+        ring.total_s[rows] = total / now.T
+        ring.phase[rows] = self._phase
 
-    def _count_tokens(self) -> tuple[int, int, int]:
-        """The same for a pass of many tokens, layer by layer."""
-        uses = hits = swapped = 0
-        tokens = np.repeat(np.arange(self._T) + self.token, self.K)
-        for layer, walked in enumerate(self._walked):
-            chosen = walked.ids >= 0
-            ids = walked.ids[chosen]
-            self.uses[layer] += np.bincount(ids, minlength=self.E)
-            self.hits[layer] += np.bincount(walked.ids[walked.hits], minlength=self.E)
-            np.maximum.at(self.last_use[layer], ids, tokens[chosen.ravel()])
-            uses += ids.size
-            hits += int(np.count_nonzero(walked.hits))
-            swapped += int(np.count_nonzero((walked.rank >= self.K) & chosen))
-        return uses, hits, swapped
+    def _count(self, now: _Pass) -> tuple[int, int, int]:
+        """Add the pass to the cumulative counts; returns uses, hits, swapped."""
+        ids, hits = now.routes.ids, now.routes.hits
+        chosen = ids >= 0
+        if now.T == 1:
+            at = self._layer_of[chosen[:, 0]], ids[chosen]
+            self.uses[at] += 1
+            self.hits[at] += hits[chosen]
+            self.last_use[at] = self.token
+        else:
+            tokens = np.repeat(np.arange(now.T) + self.token, self.K).reshape(now.T, self.K)
+            for layer in range(self.L):
+                used = chosen[layer]
+                self.uses[layer] += np.bincount(ids[layer][used], minlength=self.E)
+                self.hits[layer] += np.bincount(ids[layer][hits[layer] & used], minlength=self.E)
+                np.maximum.at(self.last_use[layer], ids[layer][used], tokens[used])
+        swapped = np.count_nonzero((now.routes.rank >= self.K) & chosen)
+        return int(np.count_nonzero(chosen)), int(np.count_nonzero(hits & chosen)), int(swapped)
 
     def settled(self, resident: list[np.ndarray]) -> None:
         """Residency changed outside a pass (a resize, a reset, a pass cut off)."""
@@ -217,11 +225,11 @@ class Telemetry:
             self.resident[layer] = now
         self._version += 1
 
-    def _rows(self) -> slice | np.ndarray:
-        """Ring rows of the pass in progress, or of its last tokens if it is longer than the ring."""
+    def _rows(self, T: int) -> slice | np.ndarray:
+        """Ring rows of a pass of ``T`` tokens that begins at ``token``, or of its last ones."""
         capacity = self.ring.capacity
-        count = min(self._T, capacity)
-        first = (self.token + self._T - count) % capacity
+        count = min(T, capacity)
+        first = (self.token + T - count) % capacity
         if first + count <= capacity:
             return slice(first, first + count)
         return (np.arange(count) + first) % capacity

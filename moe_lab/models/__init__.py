@@ -1,11 +1,11 @@
 """Models of transformers with their experts elsewhere: the only place that knows checkpoint and transformers names."""
 
 from moe_lab.models.hub import resolve_model
-from moe_lab.models.open import StreamedModel, Study, describe, info, open_model, study
+from moe_lab.models.open import DTYPES, StreamedModel, Study, describe, info, open_model, study
 from moe_lab.models.rules import RULES, RouterRule
 from moe_lab.models.streaming import BlockHandler
 
 __all__ = [
-    "RULES", "BlockHandler", "RouterRule", "StreamedModel", "Study", "describe", "info", "open_model", "resolve_model",
-    "study",
+    "DTYPES", "RULES", "BlockHandler", "RouterRule", "StreamedModel", "Study", "describe", "info", "open_model",
+    "resolve_model", "study",
 ]

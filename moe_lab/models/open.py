@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DynamicCache
 
 from moe_lab.errors import CheckpointError, SettingError
 from moe_lab.kernels.formats import FORMATS
@@ -58,6 +58,10 @@ class StreamedModel:
         """From now on ``handler`` computes the experts and, where ``rules`` are known, routes."""
         socket: Socket = self.hf.moe_lab_socket
         socket.handler = handler
+
+    def new_past(self) -> Any:
+        """An empty cache of keys and values for a new text."""
+        return DynamicCache(config=self.hf.config)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ from moe_lab.errors import BudgetError, SettingError
 from moe_lab.spec import ModelSpec
 
 SPEC = ModelSpec(name="tiny", family="olmoe", layers=(0, 1, 2), experts=64, top_k=8, hidden=256, expert_hidden=64,
-                 expert_bytes={"f32": 196_608, "bf16": 98_304}, dense_bytes=1, dtype="bf16", context=2048, routing="softmax")
+                 expert_bytes={"f32": 196_608, "bf16": 98_304}, dense_bytes=1, dtype="bf16", context=2048,
+                 routing="softmax")
 
 
-@pytest.mark.parametrize(("budget", "slots"), [(16, 16), ("16 slots", 16), ("50%", 32), ("12.5 %", 8), ("100%", 64), (1000, 64),
-                                               ("3 MiB", 10), ("9 GB", 64)])
+@pytest.mark.parametrize(("budget", "slots"), [
+    (16, 16), ("16 slots", 16), ("50%", 32), ("12.5 %", 8), ("100%", 64), (1000, 64), ("3 MiB", 10), ("9 GB", 64),
+])
 def test_a_budget_becomes_slots(budget: int | str, slots: int) -> None:
     assert slots_for(budget, SPEC, "bf16") == slots
 

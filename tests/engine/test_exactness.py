@@ -121,5 +121,6 @@ def test_two_runs_of_one_setting_have_one_digest_and_another_setting_has_another
 def test_with_every_expert_resident_cache_prior_is_the_original(checkpoint):
     folder = str(checkpoint("olmoe"))
     one = ml.load(folder, cache="100%").generate(IDS[:9], max_new_tokens=30)
-    other = ml.load(folder, cache="100%", routing=ml.routing.CachePrior(penalty=0.7)).generate(IDS[:9], max_new_tokens=30)
+    prior = ml.load(folder, cache="100%", routing=ml.routing.CachePrior(penalty=0.7))
+    other = prior.generate(IDS[:9], max_new_tokens=30)
     assert one.ids == other.ids and one.stats.digest == other.stats.digest and other.stats.miss_rate == 0

@@ -16,7 +16,8 @@ from moe_lab.errors import SettingError
 
 def draws(logits: torch.Tensor, n: int = 4000, **rule: float) -> torch.Tensor:
     sampler = Sampler(Sampling(**rule))  # type: ignore[arg-type]
-    return torch.bincount(torch.tensor([sampler(logits.clone(), [0, 3]) for _ in range(n)]), minlength=logits.numel()) / n
+    drawn = torch.tensor([sampler(logits.clone(), [0, 3]) for _ in range(n)])
+    return torch.bincount(drawn, minlength=logits.numel()) / n
 
 
 def test_greedy_takes_the_largest_and_ties_go_to_the_lowest_id() -> None:
@@ -31,8 +32,10 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
     assert first != [other(logits.clone(), []) for _ in range(20)]
 
 
-@pytest.mark.parametrize("rule", [dict(temperature=0.7), dict(temperature=1.0, top_k=3), dict(temperature=1.3, top_p=0.6),
-                                  dict(temperature=1.0, repetition_penalty=1.5), dict(temperature=0.9, top_k=5, top_p=0.8)])
+@pytest.mark.parametrize("rule", [
+    dict(temperature=0.7), dict(temperature=1.0, top_k=3), dict(temperature=1.3, top_p=0.6),
+    dict(temperature=1.0, repetition_penalty=1.5), dict(temperature=0.9, top_k=5, top_p=0.8),
+])
 def test_draws_follow_the_distribution_that_transformers_makes(rule: dict[str, float]) -> None:
     logits = torch.randn(8, generator=torch.Generator().manual_seed(2))
     warpers = LogitsProcessorList()
@@ -47,8 +50,10 @@ def test_draws_follow_the_distribution_that_transformers_makes(rule: dict[str, f
     assert torch.allclose(draws(logits, **rule), expected, atol=0.035)
 
 
-@pytest.mark.parametrize("rule", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0),
-                                  dict(top_p=1.5), dict(repetition_penalty=0.0)])
+@pytest.mark.parametrize("rule", [
+    dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5),
+    dict(repetition_penalty=0.0),
+])
 def test_a_rule_that_cannot_be_followed_is_refused(rule: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=next(iter(rule))):
         Sampling(**rule)  # type: ignore[arg-type]

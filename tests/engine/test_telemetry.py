@@ -57,14 +57,13 @@ def test_snapshots_taken_while_another_thread_generates_are_whole(engine):
 
 
 def test_a_pass_longer_than_the_ring_keeps_its_last_tokens(engine):
-    from moe_lab.kernels.walk import Walked
-
     small = Telemetry(1, 8, 2, capacity=4)
     ids = np.arange(14, dtype=np.int32).reshape(7, 2) % 8
-    walked = Walked(ids, np.ones((7, 2), np.float32), np.zeros((7, 2), bool), ids, np.zeros((7, 2), np.int16), np.ones(7, np.float32))
     for _ in range(2):
         small.begin(7, 0)
-        small.routed(0, walked, np.zeros((7, 8), np.float32), np.zeros(8, bool), 0.0)
+        for array, value in zip(small.room(0), (ids, 1, False, -1, 0, 1), strict=True):
+            array[:] = value
+        small.routed(0, np.zeros((7, 8), np.float32), np.zeros(8, bool), 0.0)
         small.computed(0, None, 0, 0.0, 0.0)
         small.end([np.zeros(8, bool)])
     rows = np.arange(small.token - 4, small.token) % 4

@@ -38,7 +38,7 @@ def test_no_piece_shows_half_a_character() -> None:
 
 def test_broken_bytes_at_the_end_are_shown_at_the_end() -> None:
     out = TextStream(Bytes())
-    assert [out.push(i) for i in "a".encode() + b"\xf0\x9f"] == ["a", "", ""]
+    assert [out.push(i) for i in b"a" + b"\xf0\x9f"] == ["a", "", ""]
     assert out.flush() == "\ufffd"
 
 
@@ -64,7 +64,9 @@ def test_ids_pass_without_a_tokenizer_and_text_does_not() -> None:
         to_ids("hello", None, 10, "prompt")
 
 
-@pytest.mark.parametrize(("given", "says"), [("", "empty"), ([], "empty"), ([11], "0 to 9"), ([-1], "0 to 9"), (3.5, "list of token ids")])
+@pytest.mark.parametrize(("given", "says"), [
+    ("", "empty"), ([], "empty"), ([11], "0 to 9"), ([-1], "0 to 9"), (3.5, "list of token ids"),
+])
 def test_a_prompt_that_cannot_be_used_says_why(given: object, says: str) -> None:
     with pytest.raises(SettingError, match=says):
         to_ids(given, Bytes(), 10, "prompt")  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ a folder of their own, which goes with the test run.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -151,6 +152,31 @@ class Tab:
         if wait:
             self.page.wait_for_function("""i => { const c = window.jupyterapp.shell.currentWidget.content.widgets[i];
                 return c.model.executionCount > 0 && c.model.executionState !== 'running'; }""", arg=cell, timeout=60000)
+
+    def do(self, code: str) -> None:
+        """Run code in the kernel, out of sight; its exception is raised here."""
+        answer = self.page.evaluate("""async code => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const f = k.requestExecute({ code, silent: true, store_history: false, stop_on_error: false }); return (await f.done).content; }""", code)
+        assert answer["status"] == "ok", "\n".join(answer.get("traceback", [])) or answer
+
+    def ask(self, expression: str) -> Any:
+        """What an expression is worth in the kernel; anything that JSON can hold."""
+        answer = self.page.evaluate("""async code => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const f = k.requestExecute({ code: 'import json', silent: true, store_history: false, user_expressions: { x: code } });
+            return (await f.done).content.user_expressions.x; }""", f"json.dumps({expression})")
+        assert answer["status"] == "ok", answer
+        return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
+
+    def until(self, condition: str, arg: Any = None, seconds: float = 15) -> None:
+        """Wait until a function of the page holds."""
+        self.page.wait_for_function(condition, arg=arg, timeout=1000 * seconds)
+
+    def until_asked(self, expression: str, seconds: float = 10) -> None:
+        """Wait until an expression is true in the kernel."""
+        end = time.monotonic() + seconds
+        while not self.ask(expression):
+            assert time.monotonic() < end, f"not in time: {expression}"
+            self.page.wait_for_timeout(20)
 
     def save(self) -> None:
         """Save the notebook and wait until it is saved."""

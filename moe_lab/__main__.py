@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moe_lab.engine import Engine, Score, Stats
     from moe_lab.routing import RoutingPolicy
 
-PROMPT = "def read_lines(path):\n"
+PROMPT = 'def read_lines(path):\n    """'
 BANDWIDTH = "20 MB/s"
 FAST = "100 GB/s"
 """The simulated disk's bandwidth while the demo warms up."""
@@ -109,7 +109,7 @@ def _excerpt(engine: Engine, text: str, tokens: int) -> list[int]:
     """The first ``tokens`` ids of a text."""
     if engine.tokenizer is None:
         raise SettingError("the demo writes text, and this checkpoint has no tokenizer; type --model pocket")
-    return list(engine.tokenizer(text)["input_ids"][:tokens])
+    return list(engine.tokenizer(text, verbose=False)["input_ids"][:tokens])
 
 
 def _routing(name: str, penalty: float | None) -> str | RoutingPolicy:

@@ -43,7 +43,8 @@ def test_demo_shows_three_settings_side_by_side(run: Run, monkeypatch: pytest.Mo
     speeds, misses, swapped = cells(out, "tokens/s"), cells(out, "miss rate"), cells(out, "swapped experts")
     perplexities = [float(cell.split()[0]) for cell in cells(out, "perplexity, held-out python")]
     assert len(speeds) == len(misses) == len(swapped) == len(perplexities) == 3
-    assert float(speeds[0]) > float(speeds[1])
+    read_bytes = float(cells(out, "read per token")[1].split()[0]) * 2**20
+    assert 0 < float(speeds[1]) <= 1.1 * 50e6 / read_bytes                  # no faster than the disk delivers
     assert float(misses[0].rstrip("%")) < float(misses[2].rstrip("%")) < float(misses[1].rstrip("%"))
     assert swapped[:2] == ["0.0%", "0.0%"]
     assert float(swapped[2].rstrip("%")) > 0

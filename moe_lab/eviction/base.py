@@ -90,7 +90,7 @@ def policy(function: Callable[..., float] | None = None, /, *, touch: Hook | Non
         body = {"keep": staticmethod(keep), "columns": columns, "state_size": state_size, "needs": frozenset(needs),
                 **{key: hook if hook is None else staticmethod(hook) for key, hook in hooks.items()},
                 **declared(parameters, keep.__name__),
-                "__doc__": keep.__doc__, "__module__": keep.__module__, "__qualname__": keep.__qualname__}
+                "__doc__": keep.__doc__, "__module__": keep.__module__ or "__main__", "__qualname__": keep.__qualname__}
         return type(keep.__name__, (EvictionPolicy,), body)
 
     return made if function is None else made(function)

@@ -70,7 +70,7 @@ def rank_of(expert: int, logits: np.ndarray) -> int:
     return place
 
 
-@jit(cache=False)
+@jit
 def best(logits: np.ndarray, n: int) -> np.ndarray:
     """Ids (n,) int64 of the ``n`` largest of ``logits`` (E,), in falling order, ties to the lower id; at most E.
 

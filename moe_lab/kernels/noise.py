@@ -16,7 +16,7 @@ def mix(x: int) -> int:
     return (x >> 15) ^ x
 
 
-@jit(cache=False)
+@jit
 def noise(seed: int, layer: int, draw: int, item: int) -> float:
     """A number in [0, 1) for ``item`` of a draw: the same for the same four whole numbers.
 

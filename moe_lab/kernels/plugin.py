@@ -81,7 +81,7 @@ def _compile(policy: type[Policy]) -> dict[str, int]:
         if function is None:
             found[name] = 0
             continue
-        ours = function.__module__.startswith("moe_lab.")
+        ours = (function.__module__ or "").startswith("moe_lab.")     # a cell run by exec has none
         dispatcher = numba.njit(nogil=True, boundscheck=not ours)(function)
         if name == "keep":
             if not ours:

@@ -65,7 +65,7 @@ def policy(function: Callable[..., None] | None = None, /, *, state_size: int = 
     """
     def made(rank: Callable[..., None]) -> type[RoutingPolicy]:
         body = {"rank": staticmethod(rank), "state_size": state_size, **declared(parameters, rank.__name__),
-                "__doc__": rank.__doc__, "__module__": rank.__module__, "__qualname__": rank.__qualname__}
+                "__doc__": rank.__doc__, "__module__": rank.__module__ or "__main__", "__qualname__": rank.__qualname__}
         return type(rank.__name__, (RoutingPolicy,), body)
 
     return made if function is None else made(function)

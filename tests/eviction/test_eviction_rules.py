@@ -66,12 +66,9 @@ def test_lfu_evicts_the_least_used_and_ties_go_to_the_least_recently_used() -> N
 
 
 def test_lfu_remembers_uses_of_experts_that_left() -> None:
-    """Expert 0 was used three times, left in favour of a heavier pair, and is worth more when it is back."""
+    """Expert 0 leaves with three uses; back with a fourth it is worth as much as 1 and 2, and stays: 1 is older."""
     tokens = [[0], [0], [0], *[[1]] * 4, *[[2]] * 4, [0], [3]]
-    assert walked_out(LFU(), tokens, E=4, C=2) == [0, 1, 2] or walked_out(LFU(), tokens, E=4, C=2) == [0, 1, 0]
-    state = new_layer(4, 1, 2, None, LFU())
-    replay_layer(np.array(tokens, dtype=np.int32), None, state)
-    assert state.stats.uses.tolist() == [4, 4, 4, 1]
+    assert walked_out(LFU(), tokens, E=4, C=2) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("half_life", [1, 5, 64, 1000])

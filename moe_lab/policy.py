@@ -1,86 +1,28 @@
 """What every policy is: a name and frozen parameters that know their range, unit and meaning.
 
-Knows how policies are named, set, compared and found. Refuses to know what a policy decides: the two
-kinds stand in ``moe_lab.routing`` and ``moe_lab.eviction``. All state belongs to whoever runs a policy.
+Knows how policies are named, set, compared and found; what a parameter may be stands in ``moe_lab.parameters``.
+Refuses to know what a policy decides: the two kinds stand in ``moe_lab.routing`` and ``moe_lab.eviction``. All
+state belongs to whoever runs a policy.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import numbers
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from moe_lab.errors import PolicyError
+from moe_lab.parameters import Parameter, Schedule, Table
+
+__all__ = ["Parameter", "Policy", "Schedule", "Table", "check_arguments", "declared", "resolve"]
 
 P = TypeVar("P", bound="Policy")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a policy can be set to; declared as a class attribute, so that a slider can be drawn for it.
-
-    Args:
-        default: the value where none is given.
-        low: the least value allowed.
-        high: the end of a slider, and the largest value allowed unless ``open_ended``.
-        unit: such as ``"uses"``; empty for a plain number.
-        doc: one line on what it does.
-        integer: only whole numbers.
-        open_ended: values above ``high`` are allowed.
-
-    Example:
-        >>> Parameter(64, 1, 4096, unit="uses", doc="uses until a use counts half")
-        Parameter(64, 1, 4096, unit='uses', doc='uses until a use counts half')
-    """
-
-    default: float
-    low: float
-    high: float
-    unit: str = ""
-    doc: str = ""
-    integer: bool = False
-    open_ended: bool = False
-    name: str = field(default="", init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(x) for x in (self.default, self.low, self.high)) or self.low > self.high:
-            raise PolicyError(f"a Parameter needs finite numbers with low <= high, not {self!r}")
-        object.__setattr__(self, "default", self.check(self.default, "the default"))
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        object.__setattr__(self, "name", name)
-
-    @overload
-    def __get__(self, policy: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, policy: Policy, owner: type) -> Any: ...
-
-    def __get__(self, policy: Policy | None, owner: type) -> Any:
-        return self if policy is None else policy.values()[self.name]
-
-    def check(self, value: object, asked: str) -> float:
-        """``value`` as a float (an int where ``integer``), or a PolicyError that names ``asked`` and the range."""
-        span = f"from {self.low:g}" + ("" if self.open_ended else f" to {self.high:g}")
-        span = f"{'a whole number' if self.integer else 'a number'} {span}{' ' + self.unit if self.unit else ''}"
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-            raise PolicyError(f"{asked} must be {span}, not {value!r}")
-        number = float(value)
-        inside = math.isfinite(number) and number >= self.low and (self.open_ended or number <= self.high)
-        if not inside or (self.integer and number != int(number)):
-            raise PolicyError(f"{asked} must be {span}, not {value!r}")
-        return int(number) if self.integer else number
-
-    def __repr__(self) -> str:
-        optional = ("unit", "doc", "integer", "open_ended")
-        more = [f"{key}={getattr(self, key)!r}" for key in optional if getattr(self, key)]
-        return f"Parameter({', '.join([f'{self.default:g}', f'{self.low:g}', f'{self.high:g}', *more])})"
+D = TypeVar("D")
 
 
 class Policy:
@@ -97,58 +39,123 @@ class Policy:
     state_size: ClassVar[int] = 0
     """Floats of its own in the state vector, from ``OWN`` on."""
 
-    def __init__(self, **values: float) -> None:
-        known = self.parameters()
+    def __init__(self, **values: Any) -> None:
+        known = {**self.parameters(), **self.tables()}
+        what = type(self).__name__
         for key in values:
             if key not in known:
                 have = f"it has {_listed(_nearest_first(key, known))}" if known else "it has none"
-                raise PolicyError(f"{type(self).__name__} has no parameter {key!r}; {have}")
-        what = type(self).__name__
-        object.__setattr__(self, "_values", {
-            key: p.check(values[key], f"{key} of {what}") if key in values else p.default for key, p in known.items()
-        })
+                raise PolicyError(f"{what} has no parameter {key!r}; {have}")
+        self.__dict__["_values"] = {key: p.accept(values[key], f"{key} of {what}") if key in values else p.default
+                                    for key, p in self.parameters().items()}
+        self.__dict__["_tables"] = {key: t.accept(values[key], f"{key} of {what}") if key in values else t.default
+                                    for key, t in self.tables().items()}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).replace("_", "-").lower()
-        for key in cls.parameters():
+        for key in (*cls.parameters(), *cls.tables()):
             if hasattr(Policy, key):
                 raise PolicyError(f"a parameter cannot be called {key!r}: every policy has an attribute of that name")
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
         """Declared parameters by name, in the order in which functions see them in ``params``."""
-        found: dict[str, Parameter] = {}
-        for base in reversed(cls.__mro__):
-            found.update({key: value for key, value in vars(base).items() if isinstance(value, Parameter)})
-        return found
+        return _declared_in(cls, Parameter)
+
+    @classmethod
+    def tables(cls) -> dict[str, Table]:
+        """Declared tables by name; their numbers follow the parameters in ``params``."""
+        return _declared_in(cls, Table)
 
     @classmethod
     def summary(cls) -> str:
         """The first line of its documentation."""
         return next(iter((inspect.getdoc(cls) or "").splitlines()), "")
 
-    def values(self) -> dict[str, float]:
-        """Values by name, in declared order."""
+    def values(self) -> dict[str, Any]:
+        """Values of the parameters by name, in declared order: numbers, unless one differs by layer or token."""
         return dict(self.__dict__["_values"])
 
+    def replace(self, **changes: Any) -> Self:
+        """The same policy with other values for some of its parameters or tables.
+
+        Example:
+            >>> from moe_lab.routing import CachePrior
+            >>> CachePrior(penalty=0.2, keep_top=2).replace(penalty=0.5)
+            CachePrior(penalty=0.5, keep_top=2)
+        """
+        return type(self)(**{**self.values(), **self.__dict__["_tables"], **changes})
+
+    @property
+    def plain(self) -> bool:
+        """Whether every parameter is one number, for all layers and tokens."""
+        return all(isinstance(value, (int, float)) for value in self.values().values())
+
+    def at(self, layer: int, token: int = 0) -> Self:
+        """The policy with the numbers that hold for one layer and for its tokens from ``token`` on.
+
+        Example:
+            >>> from moe_lab.routing import CachePrior
+            >>> CachePrior(penalty=[0.1, 0.5]).at(layer=1)
+            CachePrior(penalty=0.5, keep_top=1)
+        """
+        if self.plain:
+            return self
+        return self.replace(**{key: value if isinstance(value, (int, float)) else value.at(layer, token)
+                               for key, value in self.values().items()})
+
+    def pieces(self, layer: int, token: int, tokens: int) -> Iterator[tuple[int, int, Self]]:
+        """Stretches (first, end, policy) of the next ``tokens`` tokens of a layer that has seen ``token`` of them.
+
+        Within one every parameter is one number; a walk of them in order, each with its policy, follows a schedule.
+
+        Example:
+            >>> from moe_lab.routing import CachePrior
+            >>> list(CachePrior(penalty=Schedule({0: 0, 100: 0.5})).pieces(layer=0, token=90, tokens=64))
+            [(0, 10, CachePrior(penalty=0, keep_top=1)), (10, 64, CachePrior(penalty=0.5, keep_top=1))]
+        """
+        changes = {change - token for value in self.values().values() if isinstance(value, Schedule)
+                   for change in value.changes(token, token + tokens)}
+        cuts = [0, *sorted(changes), tokens]
+        for first, end in itertools.pairwise(cuts):
+            yield first, end, self.at(layer, token + first)
+
+    def span(self, key: str) -> tuple[float, float]:
+        """The smallest and the largest number that a parameter takes, over all layers and tokens."""
+        value = self.values()[key]
+        return (value, value) if isinstance(value, (int, float)) else (min(value.numbers()), max(value.numbers()))
+
     def vector(self) -> np.ndarray:
-        """The values (P,) float64, as the policy's functions receive them."""
-        return np.array(list(self.values().values()), dtype=np.float64)
+        """Values, then tables, (P,) float64, as the policy's functions receive them.
+
+        Raises:
+            PolicyError: a parameter differs by layer or by token; ask :meth:`at` first.
+        """
+        if not self.plain:
+            raise PolicyError(f"{self!r} differs by layer or token; type policy.at(layer, token).vector()")
+        numbers = [*self.values().values()]
+        for table in self.__dict__["_tables"].values():
+            numbers += table
+        return np.array(numbers, dtype=np.float64)
 
     def __setattr__(self, key: str, value: object) -> None:
         hint = f"; make a new one: {type(self).__name__}({key}={value!r})" if key in self.parameters() else ""
         raise PolicyError(f"a policy is frozen: {key} of {self!r} cannot be set{hint}")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.values() == self.values()
+        return type(other) is type(self) and other.__dict__ == self.__dict__
 
     def __hash__(self) -> int:
-        return hash((type(self), *self.values().items()))
+        return hash((type(self), *self.values().items(), *self.__dict__["_tables"].items()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{key}={value:.6g}' for key, value in self.values().items())})"
+        shown = [f"{key}={p.shown(self.values()[key])}" for key, p in self.parameters().items()
+                 if not (p.rare and self.values()[key] == p.default)]
+        tables = [f"{key}={table.shown(self.__dict__['_tables'][key])}" for key, table in self.tables().items()
+                  if self.__dict__["_tables"][key] != table.default]
+        return f"{type(self).__name__}({', '.join([*shown, *tables])})"
 
 
 def resolve(thing: str | P | type[P], table: Mapping[str, type[P]], kind: str) -> P:
@@ -186,13 +193,20 @@ def check_arguments(function: Callable[..., Any], wanted: Sequence[str], owner: 
             f"it takes {code.co_argcount} arguments ({code.co_filename}, line {code.co_firstlineno})")
 
 
-def declared(parameters: Mapping[str, object], owner: str) -> dict[str, Parameter]:
-    """``parameters``, or a PolicyError for one that is no :class:`Parameter`."""
-    found: dict[str, Parameter] = {}
+def declared(parameters: Mapping[str, object], owner: str) -> dict[str, Parameter | Table]:
+    """``parameters``, or a PolicyError for one that is neither a :class:`Parameter` nor a :class:`Table`."""
+    found: dict[str, Parameter | Table] = {}
     for key, value in parameters.items():
-        if not isinstance(value, Parameter):
+        if not isinstance(value, (Parameter, Table)):
             raise PolicyError(f"policy {owner!r}: {key} must be an ml.Parameter(default, low, high), not {value!r}")
         found[key] = value
+    return found
+
+
+def _declared_in(cls: type, kind: type[D]) -> dict[str, D]:
+    found: dict[str, D] = {}
+    for base in reversed(cls.__mro__):
+        found.update({key: value for key, value in vars(base).items() if isinstance(value, kind)})
     return found
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, overload
 
 from moe_lab.errors import PolicyError
-from moe_lab.policy import Parameter, Policy, check_arguments, declared
+from moe_lab.parameters import Declared
+from moe_lab.policy import Policy, check_arguments, declared
 
 KEEP = ("expert", "stats", "state", "params", "now")
 TOUCH = ("expert", "weight", "hit", "stats", "state", "params", "now")
@@ -63,12 +64,12 @@ def policy(function: Callable[..., float], /) -> type[EvictionPolicy]: ...
 @overload
 def policy(*, touch: Hook | None = None, left: Hook | None = None, token: Hook | None = None, columns: int = 0,
            state_size: int = 0, needs: Iterable[str] = (),
-           **parameters: Parameter) -> Callable[[Callable[..., float]], type[EvictionPolicy]]: ...
+           **parameters: Declared) -> Callable[[Callable[..., float]], type[EvictionPolicy]]: ...
 
 
 def policy(function: Callable[..., float] | None = None, /, *, touch: Hook | None = None, left: Hook | None = None,
            token: Hook | None = None, columns: int = 0, state_size: int = 0, needs: Iterable[str] = (),
-           **parameters: Parameter) -> type[EvictionPolicy] | Callable[[Callable[..., float]], type[EvictionPolicy]]:
+           **parameters: Declared) -> type[EvictionPolicy] | Callable[[Callable[..., float]], type[EvictionPolicy]]:
     """Make an eviction policy class of a ``keep`` function, bare or with parameters and hooks.
 
     Args:
@@ -76,7 +77,7 @@ def policy(function: Callable[..., float] | None = None, /, *, touch: Hook | Non
         columns: rows of its own in ``stats.own``.
         state_size: floats of its own in ``state``, from ``OWN`` on.
         needs: ``"weights"`` where ``touch`` reads the gate weight.
-        parameters: ``ml.Parameter`` by name; ``params`` holds their values in this order.
+        parameters: ``ml.Parameter`` or ``Table`` by name; ``params`` holds their numbers in this order, tables last.
 
     Example:
         >>> @policy

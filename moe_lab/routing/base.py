@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, overload
 
 from moe_lab.errors import PolicyError
-from moe_lab.policy import Parameter, Policy, check_arguments, declared
+from moe_lab.parameters import Declared, Parameter
+from moe_lab.policy import Policy, check_arguments, declared
 
 RANK = ("logits", "weights", "K", "resident", "state", "params", "scores")
 """The arguments of ``rank``."""
@@ -44,16 +45,16 @@ class RoutingPolicy(Policy):
 @overload
 def policy(function: Callable[..., None], /) -> type[RoutingPolicy]: ...
 @overload
-def policy(*, state_size: int = 0, **parameters: Parameter) -> Callable[[Callable[..., None]], type[RoutingPolicy]]: ...
+def policy(*, state_size: int = 0, **parameters: Declared) -> Callable[[Callable[..., None]], type[RoutingPolicy]]: ...
 
 
 def policy(function: Callable[..., None] | None = None, /, *, state_size: int = 0,
-           **parameters: Parameter) -> type[RoutingPolicy] | Callable[[Callable[..., None]], type[RoutingPolicy]]:
+           **parameters: Declared) -> type[RoutingPolicy] | Callable[[Callable[..., None]], type[RoutingPolicy]]:
     """Make a routing policy class of a ``rank`` function, bare or with parameters.
 
     Args:
         state_size: floats of its own in ``state``, from ``OWN`` on.
-        parameters: ``ml.Parameter`` by name; ``params`` holds their values in this order.
+        parameters: ``ml.Parameter`` or ``Table`` by name; ``params`` holds their numbers in this order, tables last.
 
     Example:
         >>> @policy(bonus=Parameter(1, 0, 4, doc="added to the logits of resident experts"))

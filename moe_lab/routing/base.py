@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, overload
 
 from moe_lab.errors import PolicyError
-from moe_lab.parameters import Declared, Parameter
+from moe_lab.parameters import Declared
 from moe_lab.policy import Policy, check_arguments, declared
 
 RANK = ("logits", "weights", "K", "resident", "state", "params", "scores")

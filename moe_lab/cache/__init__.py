@@ -2,6 +2,7 @@
 
 from moe_lab.cache.budget import slots_for
 from moe_lab.cache.experts import ExpertCache
+from moe_lab.cache.held import Held
 from moe_lab.cache.slots import LayerSlots
 
-__all__ = ["ExpertCache", "LayerSlots", "slots_for"]
+__all__ = ["ExpertCache", "Held", "LayerSlots", "slots_for"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from moe_lab.cache.held import Held, Traffic
 from moe_lab.cache.slots import LayerSlots
 from moe_lab.errors import ReadError
 from moe_lab.kernels.residency import LayerState
@@ -18,16 +19,6 @@ from moe_lab.store import Readers
 
 GROUP = 8
 """Experts read together in a pass of many tokens, and slots of scratch memory."""
-
-
-class Traffic:
-    """Bytes and seconds that loading cost, added up by the caller."""
-
-    __slots__ = ("read_bytes", "wait_s")
-
-    def __init__(self) -> None:
-        self.read_bytes = 0
-        self.wait_s = 0.0
 
 
 class ExpertCache:
@@ -43,6 +34,8 @@ class ExpertCache:
         self.slot_bytes = slot_bytes
         self.layers = [LayerSlots(experts, slots, slot_bytes) for _ in states]
         self.readers = readers
+        self.held: Held | None = None
+        """Where experts that only pass through are kept meanwhile, if anywhere."""
         self._scratch = LayerSlots(experts, GROUP, slot_bytes).arena
 
     @property
@@ -110,7 +103,9 @@ class ExpertCache:
                 for expert in group[stay]:
                     yield int(expert), here.arena[here.slot_of[expert]]
             passing = [(int(e), self._scratch[i]) for i, e in enumerate(group[~stay])]
-            if passing:
+            if passing and self.held is not None:
+                yield from self.held.serve(layer, passing, self.readers, traffic)
+            elif passing:
                 size, wait = self.readers.load(layer, passing, paced=settle)
                 traffic.read_bytes += size
                 traffic.wait_s += wait

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from moe_lab.cache import ExpertCache, slots_for
+from moe_lab.cache import ExpertCache, Held, slots_for
 from moe_lab.engine import explain as explanation
 from moe_lab.engine import score as scoring
 from moe_lab.engine import stream as decoding
@@ -162,6 +162,11 @@ class Engine:
         return not self._routing.lossy and self.format.name == self.spec.dtype
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The checkpoint's weight files."""
+        return tuple(str(path) for path in self._experts.readers.store.plan.files)
+
+    @property
     def busy(self) -> bool:
         """Whether some thread is generating."""
         return self._owner.busy
@@ -242,8 +247,8 @@ class Engine:
             if state == "live":
                 self._begin_run()
                 return scoring.evaluate(self, ids, window, self.telemetry.recorder, fresh=False)
-            with self._own_state() as recorder:
-                return scoring.evaluate(self, ids, window, recorder, fresh=True)
+            with self.fresh_state() as telemetry:
+                return scoring.evaluate(self, ids, window, telemetry.recorder, fresh=True)
 
     def explain(self, step: Step | None = None) -> list[str]:
         """Sentences on what happened at ``step`` (by default the last token): swaps, reads, evictions."""
@@ -367,21 +372,26 @@ class Engine:
         return self._run
 
     @contextmanager
-    def _own_state(self) -> Iterator[Recorder]:
-        """Residency, policy state and telemetry of its own for a score; the slots stay as they are."""
-        spec, live = self.spec, self._experts.states
+    def fresh_state(self, routing: RoutingPolicy | None = None, eviction: EvictionPolicy | None = None,
+                    slots: int | None = None, held: Held | None = None) -> Iterator[Telemetry]:
+        """Residency, policy state and telemetry of its own, for a score or a sweep; the live slots stay as they are.
+
+        Policies and slots are the engine's where none are given. ``held`` keeps the experts that passes read.
+        The engine is owned meanwhile; one may stand inside another.
+        """
+        spec, experts, blocks = self.spec, self._experts, self._blocks
         own = Telemetry(spec.L, spec.experts, spec.top_k, capacity=64)
-        self._experts.states = [
-            LayerState.new(spec.experts, spec.top_k, self._experts.slots, self._routing, self._eviction, layer,
-                           self.seed) for layer in range(spec.L)
+        states = [
+            LayerState.new(spec.experts, spec.top_k, slots or experts.slots, routing or self._routing,
+                           eviction or self._eviction, layer, self.seed) for layer in range(spec.L)
         ]
-        self._blocks.telemetry = own
-        self._blocks.settle = False
-        try:
-            yield own.recorder
-        finally:
-            self._blocks.settle = True
-            self._experts.states, self._blocks.telemetry = live, self.telemetry
+        with self._owner.held():
+            before = experts.states, experts.held, blocks.telemetry, blocks.settle
+            experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False
+            try:
+                yield own
+            finally:
+                experts.states, experts.held, blocks.telemetry, blocks.settle = before
 
     def reset_residents(self) -> None:
         """Empty the residency in force (a score's own, at each window)."""

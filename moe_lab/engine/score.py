@@ -7,6 +7,7 @@ whole window as token-by-token generation would have (PAPER section 5).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,20 +21,31 @@ if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
 
 
+def windows(engine: Engine, ids: list[int], window: int, fresh: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (n, V) and targets (n,) int64 of each window of ``ids``, one pass each; residents are reset before it
+    if ``fresh``."""
+    for start in range(0, len(ids) - 1, window):
+        part = torch.tensor([ids[start : start + window + 1]])
+        if fresh:
+            engine.reset_residents()
+        with torch.inference_mode():
+            logits = engine.hf(input_ids=part[:, :-1], use_cache=False).logits[0]
+        yield logits, part[0, 1:]
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Summed negative log-likelihood, in nats, of ``targets`` (n,) under ``logits`` (n, V)."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum").item()
+
+
 def evaluate(engine: Engine, ids: list[int], window: int, recorder: Recorder, fresh: bool) -> Score:
     """Mean loss of each token given those before it in its window; residents are reset per window if ``fresh``."""
     losses: list[float] = []
     counts: list[int] = []
-    starts = range(0, len(ids) - 1, window)
     with torch.inference_mode(), tqdm(total=len(ids) - 1, unit="tokens", desc="score", delay=2, leave=False) as bar:
-        for start in starts:
-            part = torch.tensor([ids[start : start + window + 1]])
-            if fresh:
-                engine.reset_residents()
-            logits = engine.hf(input_ids=part[:, :-1], use_cache=False).logits[0]
-            loss = F.cross_entropy(logits.float(), part[0, 1:], reduction="sum").item()
-            n = part.shape[1] - 1
-            losses.append(loss / n)
+        for logits, targets in windows(engine, ids, window, fresh):
+            n = len(targets)
+            losses.append(loss_of(logits, targets) / n)
             counts.append(n)
             bar.update(n)
     total = sum(loss * n for loss, n in zip(losses, counts, strict=True))

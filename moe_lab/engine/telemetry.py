@@ -236,6 +236,11 @@ class Telemetry:
 
     # --- the readers' side --------------------------------------------------------------------------
 
+    @property
+    def routes(self) -> Walked:
+        """What the last pass chose and moved, (L, T, K) and mass (L, T); for whoever made the pass."""
+        return self._pass.routes
+
     def snapshot(self, recent: int = 64) -> Snapshot:
         """A consistent copy of the present state; rates over the last ``recent`` decoded tokens.
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,9 +189,11 @@ def _array(values: Any, dtype: Any, shape: tuple[int, ...], what: str) -> np.nda
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as whole, np.load(raw, allow_pickle=False) as file:
+            if (broken := whole.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{broken} is damaged")
             found = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
         raise TraceError(f"{path} is not a whole .npz file of plain arrays: {error}") from error
     if "ids" not in found or found["ids"].dtype.kind not in "iu":
         raise TraceError(f"{path}: expected an array 'ids' of whole numbers, found {', '.join(found) or 'nothing'}")

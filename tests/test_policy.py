@@ -104,7 +104,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones_nearest_first() -> 
 
 
 def test_a_name_a_class_and_an_instance_mean_the_same_policy() -> None:
-    assert resolve("lru", EVICTION, "eviction") == resolve(LRU, EVICTION, "eviction") == resolve(LRU(), EVICTION, "eviction")
+    assert {resolve(thing, EVICTION, "eviction") for thing in ("lru", LRU, LRU())} == {LRU()}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_first() -> None:
@@ -147,7 +147,7 @@ def test_the_decorator_takes_parameters_hooks_and_columns() -> None:
     def count(expert, weight, hit, stats, state, params, now):
         stats.own[0, expert] += 1
 
-    @ml.eviction.policy(half_life=ml.Parameter(64, 1, 4096, unit="uses", doc="until it counts half"), touch=count, columns=1)
+    @ml.eviction.policy(half_life=ml.Parameter(64, 1, 4096, unit="uses", doc="until half"), touch=count, columns=1)
     def mine(expert, stats, state, params, now):
         return stats.own[0, expert] / params[0]
 
@@ -182,7 +182,7 @@ def test_a_class_without_its_function_is_refused() -> None:
 
 
 def test_a_parameter_that_is_no_parameter_is_refused() -> None:
-    with pytest.raises(PolicyError, match="half_life must be an ml.Parameter"):
+    with pytest.raises(PolicyError, match=r"half_life must be an ml\.Parameter"):
         @ml.eviction.policy(half_life=64)
         def mine(expert, stats, state, params, now):
             return 0.0

@@ -42,7 +42,7 @@ def keep_of_text(expert, stats, state, params, now):
 
 
 def keep_of_nothing(expert, stats, state, params, now):
-    stats.last_use[expert]  # noqa: B018
+    stats.last_use[expert]
 
 
 def keep_of_an_array(expert, stats, state, params, now):
@@ -165,7 +165,8 @@ def constant(expert, stats, state, params, now):
 ROUTINGS = [(rank_nan, "gave expert 5 the score NaN"), (rank_nothing, "left no expert to use"),
             (rank_beyond_the_end, "raised IndexError"), (rank_that_raises, "raised ValueError: enough")]
 EVICTIONS = [(keep_nan, {}, "returned NaN"), (keep_beyond_the_end, {}, "raised IndexError"),
-             (keep_that_raises, {}, "raised RuntimeError: too late"), (keep_that_divides, {}, "raised ZeroDivisionError"),
+             (keep_that_raises, {}, "raised RuntimeError: too late"),
+             (keep_that_divides, {}, "raised ZeroDivisionError"),
              (constant, {"touch": touch_beyond_the_columns, "columns": 1}, "raised IndexError"),
              (constant, {"left": left_that_raises}, "raised ValueError: gone"),
              (constant, {"token": token_that_raises}, "raised ValueError: seen")]
@@ -257,8 +258,8 @@ LIMIT = 1.0
 def test_a_policy_from_a_notebook_cell_compiles() -> None:
     """Source without a file, as in a cell or at a prompt."""
     space: dict = {"ml": ml}
-    exec(compile("@ml.eviction.policy\ndef mine(expert, stats, state, params, now):\n    return stats.arrived[expert]\n",
-                 "<cell 3>", "exec"), space)
+    cell = "@ml.eviction.policy\ndef mine(expert, stats, state, params, now):\n    return stats.arrived[expert]\n"
+    exec(compile(cell, "<cell 3>", "exec"), space)
     ids = np.array([[0], [1], [0], [2], [0]], dtype=np.int32)
     assert replay_layer(ids, None, new_layer(3, 1, 2, None, space["mine"]()))[:, 0].tolist() == [0, 0, 1, 0, 0]
 

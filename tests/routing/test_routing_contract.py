@@ -13,7 +13,8 @@ from moe_lab.routing import ROUTING, CachePrior, CumulativeThreshold, MaxRank, O
 
 SETTINGS: list[RoutingPolicy] = [
     Original(), CachePrior(penalty=0), CachePrior(penalty=0.1), CachePrior(penalty=2.5, keep_top=2),
-    CachePrior(penalty=0.5, keep_top=0), MaxRank(window=1), MaxRank(window=6, keep_top=2), MaxRank(window=100, keep_top=0),
+    CachePrior(penalty=0.5, keep_top=0), MaxRank(window=1), MaxRank(window=6, keep_top=2),
+    MaxRank(window=100, keep_top=0),
     CumulativeThreshold(mass=0), CumulativeThreshold(mass=0.6), CumulativeThreshold(mass=0.9, keep_top=3)]
 
 
@@ -60,7 +61,8 @@ def test_logits_and_weights_are_left_alone(policy: RoutingPolicy, rng: np.random
     np.testing.assert_array_equal(weights, before[1])
 
 
-def test_with_everything_resident_the_choice_is_the_original_one(policy: RoutingPolicy, rng: np.random.Generator) -> None:
+def test_with_everything_resident_the_choice_is_the_original_one(policy: RoutingPolicy,
+                                                                 rng: np.random.Generator) -> None:
     logits = random_logits(rng, 100, 16)
     state = new_layer(16, 4, 16, policy)
     state.fill(range(16))
@@ -117,8 +119,8 @@ def test_the_head_is_always_used(sizes: tuple[int, int, int, int]) -> None:
     E, K, C, seed = sizes
     logits = nearly_equal_logits(np.random.default_rng(seed), 30, E)
     order = np.argsort(-logits, axis=1, kind="stable")
-    for policy in (CachePrior(penalty=1, keep_top=2), CachePrior(penalty=1000, keep_top=2), MaxRank(window=64, keep_top=2),
-                   CumulativeThreshold(mass=1, keep_top=2)):
+    for policy in (CachePrior(penalty=1, keep_top=2), CachePrior(penalty=1000, keep_top=2),
+                   MaxRank(window=64, keep_top=2), CumulativeThreshold(mass=1, keep_top=2)):
         ids = walk(new_layer(E, K, C, policy), logits, softmax(logits)).ids
         for j in range(min(2, K)):
             assert (ids == order[:, j : j + 1]).any(1).all(), policy

@@ -57,6 +57,7 @@ def policy(function: Callable[..., None] | None = None, /, *, state_size: int = 
         parameters: ``ml.Parameter`` or ``Table`` by name; ``params`` holds their numbers in this order, tables last.
 
     Example:
+        >>> from moe_lab.policy import Parameter
         >>> @policy(bonus=Parameter(1, 0, 4, doc="added to the logits of resident experts"))
         ... def nudge(logits, weights, K, resident, state, params, scores):
         ...     for e in range(len(logits)):

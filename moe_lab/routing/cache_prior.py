@@ -13,8 +13,9 @@ from moe_lab.routing.base import RoutingPolicy
 class CachePrior(RoutingPolicy):
     """Adds a bonus to the logits of resident experts: z' = z + penalty · D · resident (Cache-Prior).
 
-    D is the mean over all tokens so far, this one included, of max(z) - min(z). The ``keep_top`` best experts are
-    used whatever is resident. Source: arXiv 2412.00099, section 3.3, equations 9 and 10.
+    D is the mean over all tokens so far, this one included, of max(z) - min(z); ``logit_range`` can make it the
+    token's own range, or a fixed number. The ``keep_top`` best experts are used whatever is resident. Source: arXiv
+    2412.00099, section 3.3, equations 9 and 10; the token's own range: BigMoeOnEdge, its ``--expert-substitute``.
 
     State: the sum of the ranges and their number.
     """
@@ -23,12 +24,14 @@ class CachePrior(RoutingPolicy):
                         open_ended=True)
     keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True,
                          open_ended=True)
+    logit_range = Parameter(0, 0, 64, unit="logits", doc="D: a number, the running mean, or the token's own range",
+                            open_ended=True, words={"running": 0, "token": -1}, rare=True)
     state_size = 2
 
     @property
     def lossy(self) -> bool:
         """Without a penalty it is the original routing."""
-        return bool(self.penalty > 0)
+        return self.span("penalty")[1] > 0
 
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
@@ -40,7 +43,12 @@ class CachePrior(RoutingPolicy):
         if high >= low:
             state[OWN] += high - low
             state[OWN + 1] += 1.0
-        bonus = np.float32(params[0] * state[OWN] / max(state[OWN + 1], 1.0))
+        usual = state[OWN] / max(state[OWN + 1], 1.0)
+        if params[2] > 0.0:
+            usual = params[2]
+        elif params[2] < 0.0:
+            usual = high - low if high >= low else 0.0
+        bonus = np.float32(params[0] * usual)
         for e in range(len(logits)):
             scores[e] = logits[e] + bonus if resident[e] else logits[e]
         if params[0] > 0.0:

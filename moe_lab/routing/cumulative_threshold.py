@@ -24,7 +24,7 @@ class CumulativeThreshold(RoutingPolicy):
     @property
     def lossy(self) -> bool:
         """With no mass the window is K: the original routing."""
-        return bool(self.mass > 0)
+        return self.span("mass")[1] > 0
 
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]

@@ -12,7 +12,16 @@ from layers import layers, nearly_equal_logits, new_layer, random_logits, softma
 from moe_lab.errors import PolicyError
 from moe_lab.kernels.walk import walk
 from moe_lab.routing import (
-    ROUTING, BoundedRegret, CachePrior, Cecar, DropCold, Original, Pruned, RoutingPolicy, Schedule, Swap,
+    ROUTING,
+    BoundedRegret,
+    CachePrior,
+    Cecar,
+    DropCold,
+    Original,
+    Pruned,
+    RoutingPolicy,
+    Schedule,
+    Swap,
     ToleranceSwap,
 )
 
@@ -191,8 +200,8 @@ def test_settings_that_ask_for_nothing_choose_as_the_original_does(sizes: tuple[
     E, K, C, seed = sizes
     logits = nearly_equal_logits(np.random.default_rng(seed), 30, E)
     expected = walk(new_layer(E, K, C), logits, softmax(logits))
-    for policy in (Pruned(dropped=0), DropCold(share=0), Cecar(strength=0), Swap(keep_top=64), ToleranceSwap(keep_top=64),
-                   BoundedRegret(most_swaps=0), CachePrior(penalty=0, logit_range=3)):
+    for policy in (Pruned(dropped=0), DropCold(share=0), Cecar(strength=0), Swap(keep_top=64),
+                   ToleranceSwap(keep_top=64), BoundedRegret(most_swaps=0), CachePrior(penalty=0, logit_range=3)):
         walked = walk(new_layer(E, K, C, policy), logits, softmax(logits))
         np.testing.assert_array_equal(walked.ids, expected.ids, err_msg=repr(policy))
 
@@ -255,7 +264,8 @@ def test_walking_the_pieces_of_a_schedule_follows_it_token_by_token(rng: np.rand
             ids.append(walk(whole, logits[start + a : start + b], weights[start + a : start + b]).ids)
     for t in range(120):
         single.set_routing(policy.at(0, t))
-        np.testing.assert_array_equal(walk(single, logits[t : t + 1], weights[t : t + 1]).ids[0], np.concatenate(ids)[t])
+        row = walk(single, logits[t : t + 1], weights[t : t + 1]).ids[0]
+        np.testing.assert_array_equal(row, np.concatenate(ids)[t])
     np.testing.assert_array_equal(whole.route_state, single.route_state)
 
 

@@ -107,8 +107,8 @@ def test_a_tiny_checkpoint_is_measured_from_end_to_end(tiny, tmp_path, monkeypat
     export.export(tiny, tmp_path / "model")
     monkeypatch.setattr(measure, "GRID", {"50%": (0.0, 0.5)})
     monkeypatch.setattr(card, "SAMPLE_TOKENS", 3)
-    monkeypatch.setattr(pocket, "held_out", lambda world: f"{world} text. " * 180)
-    argv = ["card", "--folder", str(tmp_path / "model"), "--run", str(tiny), "--windows", "2"]
+    monkeypatch.setattr(pocket, "held_out", lambda world: f"{world} text. " * 110)
+    argv = ["card", "--folder", str(tmp_path / "model"), "--run", str(tiny), "--windows", "1"]
     monkeypatch.setattr(sys, "argv", argv)
     card.main()
 
@@ -120,6 +120,9 @@ def test_a_tiny_checkpoint_is_measured_from_end_to_end(tiny, tmp_path, monkeypat
     rows = figures.prices["python"]
     assert [(r.cache, r.keep_top, r.penalty) for r in rows] == [
         ("50%", 0, None), ("50%", 1, 0.0), ("50%", 1, 0.5), ("50%", 2, 0.0), ("50%", 2, 0.5)]
+    alone = figures.losses["python"]["excerpt"]["model"]
+    assert alone.tokens == 1024
+    assert rows[0].perplexity == pytest.approx(alone.perplexity, rel=1e-4)       # the engine and plain transformers
     assert rows[1].change == rows[0].change == 0
     assert rows[1].miss_rate == rows[0].miss_rate
     assert rows[2].miss_rate < rows[0].miss_rate

@@ -178,6 +178,16 @@ class Tab:
             assert time.monotonic() < end, f"not in time: {expression}"
             self.page.wait_for_timeout(20)
 
+    def write(self, cell: int, source: str) -> None:
+        """Put source into a cell."""
+        self.page.evaluate("([i, s]) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.sharedModel.setSource(s)",
+                           [cell, source])
+
+    def clear(self, cell: int) -> None:
+        """Take a cell's output away."""
+        self.page.evaluate("""i => { const a = window.jupyterapp; a.shell.currentWidget.content.activeCellIndex = i;
+                              a.commands.execute('notebook:clear-cell-output'); }""", cell)
+
     def save(self) -> None:
         """Save the notebook and wait until it is saved."""
         self.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.context.save(); }")

@@ -41,7 +41,8 @@ def board(notebook: browsing.Tab) -> Iterator[browsing.Tab]:
     """The notebook, with nothing running before and after."""
     notebook.problems.clear()
     yield notebook
-    notebook.do("engine.cache.resize(16); engine.routing = 'original'; engine.eviction = 'lru'; lab.stop(); lab.prompt = 'def fibonacci(n):'")
+    notebook.do("engine.cache.resize(16); engine.routing = 'original'; engine.eviction = 'lru'; engine.disk.bandwidth = 1e9; lab.stop(); "
+                "lab.prompt = 'def fibonacci(n):'; lab._session.tell()")
     state(notebook, "stopped|finished|ready")
     assert notebook.problems == []
 
@@ -109,9 +110,8 @@ def test_the_first_picture_comes_within_a_second_of_its_cell(board):
     board.until("() => window.__at")
     took = board.page.evaluate("window.__at - window.__from")
     print(f"first picture after {took:.0f} ms")
-    assert took < 2000
-    board.page.evaluate("""() => { const c = window.jupyterapp.shell.currentWidget.content; c.activeCellIndex = 1;
-        window.jupyterapp.commands.execute('notebook:clear-cell-output'); }""")
+    assert took < 3000                               # one second on a quiet machine
+    board.clear(1)
     board.do("other.close()")
 
 
@@ -354,7 +354,7 @@ _shipped, controls.shipped = controls.shipped, lambda: fake_engine.TABLES
 fast = Lab(fake_engine.FakeEngine(L=48, E=128, slots=32, token_s=0.0005), fps=20)
 controls.shipped = _shipped
 """)
-    board.page.evaluate("""() => { const c = window.jupyterapp.shell.currentWidget.content; c.widgets[2].model.sharedModel.setSource('fast'); }""")
+    board.write(2, "fast")
     board.run(2)
     board.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")
     board.do("fast.start('a', max_new_tokens=100_000)")
@@ -375,12 +375,12 @@ controls.shipped = _shipped
     print(f"48 x 128: {rate:.1f} pictures a second of 20 asked, send to paint median {statistics.median(lags):.0f} ms, worst {max(lags):.0f} ms")
     assert rate > 8
     assert statistics.median(lags) < 250
+    board.clear(2)
     board.do("fast.close()")
-    board.page.evaluate("() => { const c = window.jupyterapp.shell.currentWidget.content; c.activeCellIndex = 2; window.jupyterapp.commands.execute('notebook:clear-cell-output'); }")
 
 
 def test_two_dashboards_show_one_engine_and_either_stops_it(board):
-    board.page.evaluate("() => { const c = window.jupyterapp.shell.currentWidget.content; c.widgets[1].model.sharedModel.setSource('other = Lab(engine)\\nother'); }")
+    board.write(1, "other = Lab(engine)\nother")
     board.run(1)
     board.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")
     running(board, 10)
@@ -389,23 +389,25 @@ def test_two_dashboards_show_one_engine_and_either_stops_it(board):
     board.until("() => [...document.querySelectorAll('.moelab [data-knob=slots] output')].every(o => o.textContent.startsWith('30 of'))")
     board.page.locator(f"{BOARD} [data-do=stop]").nth(1).click()
     board.until("() => [...document.querySelectorAll('.moelab')].every(r => r.dataset.state === 'stopped')")
-    board.page.evaluate("() => { const c = window.jupyterapp.shell.currentWidget.content; c.activeCellIndex = 1; window.jupyterapp.commands.execute('notebook:clear-cell-output'); }")
+    board.clear(1)
     board.do("other.close()")
 
 
 def test_deleting_the_output_does_not_stop_the_run_and_running_the_cell_shows_it_again(board):
+    board.do("engine.disk.bandwidth = 40e6")
     running(board, 10)
-    board.page.evaluate("() => { const c = window.jupyterapp.shell.currentWidget.content; c.activeCellIndex = 0; window.jupyterapp.commands.execute('notebook:clear-cell-output'); }")
+    board.clear(0)
     board.until("() => !document.querySelector('.moelab')")
     at = board.ask("engine.telemetry.token")
     board.until_asked(f"engine.telemetry.token > {at + 5}")
-    board.page.evaluate("s => window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.setSource(s)", "lab")
+    board.write(1, "lab")
     board.run(1)
     board.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 0")
     state(board, "running")
 
 
 def test_an_interrupt_leaves_the_run_and_stop_ends_it(board):
+    board.do("engine.disk.bandwidth = 40e6")
     running(board, 5)
     board.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt(); }")
     at = board.ask("engine.telemetry.token")
@@ -416,7 +418,8 @@ def test_an_interrupt_leaves_the_run_and_stop_ends_it(board):
 
 
 def test_a_page_that_reloads_gets_everything_back(board):
-    running(board, 30)
+    board.do("engine.disk.bandwidth = 40e6")             # slow enough to be still at it when the page is back
+    running(board, 20)
     board.save()
     board.page.reload(wait_until="domcontentloaded")
     board.ready()

@@ -446,3 +446,16 @@ def test_a_loop_in_a_terminal_keeps_the_panel_up_to_date(lab, engine):
     steps = list(terminal.shown(lab, engine.stream("a", max_new_tokens=5), console))
     assert len(steps) == 5
     assert "MoE Lab" in console.file.getvalue()
+
+
+def test_what_code_did_without_the_dashboard_is_shown_after_its_cell(lab, engine):
+    messages = sent(lab)
+    engine.cache.resize(33)
+    for _ in engine.stream("a", max_new_tokens=3):
+        pass
+    lab._after_cell()
+    assert lab.slots == 33
+    assert int.from_bytes(messages[-1][1][0][12:16], "little") == 3
+    count = len(messages)
+    lab._after_cell()
+    assert len(messages) == count

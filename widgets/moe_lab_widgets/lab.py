@@ -17,6 +17,7 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets as tr
+from IPython import get_ipython
 from IPython.display import display, update_display
 
 from moe_lab.errors import MoELabError, SettingError
@@ -104,6 +105,7 @@ class Lab(anywidget.AnyWidget):
         self.observe(lambda change: setattr(self._outbox, "fps", change["new"]), "fps")
         self.on_msg(self._heard)
         self._session.views.append(self)
+        self._listen_to_cells(True)
         self.reflect()
         for name in set(traits) & set(_SETTINGS):
             self._wish(name)
@@ -187,6 +189,7 @@ class Lab(anywidget.AnyWidget):
         session = self.__dict__.get("_session")      # absent where the constructor has raised
         views = session.views if session is not None else []
         if self in views:
+            self._listen_to_cells(False)
             views.remove(self)
             if not views:
                 self.stop()
@@ -276,6 +279,15 @@ class Lab(anywidget.AnyWidget):
                 yield
             finally:
                 self._reflecting = outer
+
+    def _listen_to_cells(self, on: bool) -> None:
+        """Look at the engine after each cell: code may have changed or used it without a word to anyone."""
+        shell = get_ipython()
+        if shell is not None:
+            (shell.events.register if on else shell.events.unregister)("post_run_cell", self._after_cell)
+
+    def _after_cell(self, *_: Any) -> None:
+        self._session.after_cell()
 
     def reflect(self) -> None:
         """Bring the traits up to what the engine says."""

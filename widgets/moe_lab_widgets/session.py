@@ -71,6 +71,7 @@ class Session:
         """Seconds that thread has run."""
         self._seen = engine.telemetry.token
         self._seen_lock = threading.Lock()
+        self._shown: Any = None
         self._wishes: dict[str, Any] = {}
         self._wish_lock = threading.Lock()
         self._settling = threading.RLock()
@@ -260,11 +261,19 @@ class Session:
         for view in list(self.views):
             view.reflect()
 
+    def after_cell(self) -> None:
+        """Code of the user has run; where nothing of ours generates, look whether it changed anything."""
+        if self.driver is None:
+            self.tell()
+            snapshot = self.engine.telemetry.snapshot()
+            if self._shown is None or snapshot.token != self._shown.token or (snapshot.resident != self._shown.resident).any():
+                self.show()
+
     def show(self) -> None:
         """Show every view the present state: generation stands."""
         if self.publisher is not None:
             self.publisher.withdraw()
-        snapshot = self.engine.telemetry.snapshot()
+        self._shown = snapshot = self.engine.telemetry.snapshot()
         self.note_routes(snapshot.token)
         for view in list(self.views):
             with contextlib.suppress(Exception):

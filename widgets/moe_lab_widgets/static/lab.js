@@ -534,15 +534,15 @@ function run(b) {
     e.addEventListener("click", () => { if (e.getAttribute("aria-disabled") !== "true") b.tell({ do: key }); }, b.on);
     return { e, when };
   });
-  prompt.addEventListener("change", () => b.put({ prompt: prompt.value }), b.on);
-  prompt.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { b.put({ prompt: prompt.value }); b.tell({ do: "run" }); e.preventDefault(); } }, b.on);
+  const typing = typed(b, prompt, () => { if (prompt.value !== b.model.get("prompt")) b.put({ prompt: prompt.value }); });
+  prompt.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { b.tell({ do: "run" }); e.preventDefault(); } }, b.on);
   const el = h("section", { class: "run", "aria-label": "Run" }, h("div", { class: "buttons", role: "group", "aria-label": "Run" }, ...buttons.map((x) => x.e)),
                h("div", {}, h("label", { for: id, class: "hidden" }, "prompt"), prompt), note);
   return { el: [el], draw(why) {
     if (!why.traits && !why.data) return;
     const state = b.model.get("state"), gone = b.root.dataset.gone, foreground = b.model.get("foreground"), error = b.model.get("error");
     for (const x of buttons) x.e.setAttribute("aria-disabled", String(Boolean(gone) || !x.when.includes(state) || (foreground && x.e.dataset.do !== "stop")));
-    if (document.activeElement !== prompt && prompt.value !== b.model.get("prompt")) prompt.value = b.model.get("prompt");
+    if (!typing() && prompt.value !== b.model.get("prompt")) prompt.value = b.model.get("prompt");
     const text = gone ? "The kernel is gone. What you see is the last state; run the cell again for a new dashboard."
       : error || (foreground ? "A loop in a cell generates: controls apply when this cell ends, unless a change gets through."
       : !b.store.answered && b.root.dataset.waiting ? "Waiting for the kernel: it is busy, and answers when its cell ends."
@@ -602,6 +602,17 @@ function untouched(b, input, again) {
   for (const end of ["pointerup", "pointercancel", "blur"]) input.addEventListener(end, () => { if (held) { held = false; window.setTimeout(again, 300); } }, b.on);
   return () => !held;
 }
+/** Call `done` when the user has finished typing: Enter, or the field is left. Returns whether somebody types.
+ *  @param {Board} b @param {HTMLElement} field @param {() => void} done */
+function typed(b, field, done) {
+  let typing = false;
+  const end = () => { if (typing) { typing = false; done(); } };
+  field.addEventListener("input", () => { typing = true; }, b.on);
+  field.addEventListener("change", end, b.on);
+  field.addEventListener("blur", end, b.on);
+  field.addEventListener("keydown", (e) => { if (e.key === "Enter" && (field.tagName === "INPUT" || e.ctrlKey || e.metaKey)) end(); }, b.on);
+  return () => typing;
+}
 /** @param {HTMLInputElement} input @param {number} place */
 const fill = (input, place) => input.style.setProperty("--at", `${(100 * place).toFixed(1)}%`);
 
@@ -619,10 +630,10 @@ function knob(b, q, get, set, refusal) {
     if (!moving) range.value = String(Math.round(x * n));
     fill(range, moving ? +range.value / n : x);
     range.setAttribute("aria-valuetext", `${short(v)} ${q.unit}`.trim());
-    if (document.activeElement !== exact) exact.value = short(v);
+    if (!typing()) exact.value = short(v);
   };
   range.addEventListener("input", () => { const v = toValue(q, +range.value / n); show(v, true); set(v); }, b.on);
-  exact.addEventListener("change", () => { const v = Number(exact.value); if (exact.value !== "" && Number.isFinite(v)) set(v); exact.blur(); draw(); }, b.on);
+  const typing = typed(b, exact, () => { const v = Number(exact.value); if (exact.value !== "" && Number.isFinite(v) && short(v) !== short(get())) set(v); draw(); });
   function draw() {
     if (free()) show(get(), false);
     const bad = refusal();
@@ -705,13 +716,13 @@ function next(b) {
   const items = [["max_new_tokens", "1", 1], ["temperature", "any", 0], ["top_k", "1", 0], ["top_p", "any", 0], ["repetition_penalty", "any", 0], ["seed", "1", 0]];
   const inputs = items.map(([name, step, min]) => {
     const id = `ml${++serial}`, e = h("input", { type: "number", id, step, min });
-    e.addEventListener("change", () => { const v = Number(e.value); if (e.value !== "" && Number.isFinite(v)) b.put({ [name]: step === "1" ? Math.round(v) : v }); else e.value = b.model.get(name); }, b.on);
-    return { name, e, el: h("label", { for: id }, name, e) };
+    const typing = typed(b, e, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); e.value = short(b.model.get(name)); });
+    return { name, e, typing, el: h("label", { for: id }, name, e) };
   });
   const el = h("details", { class: "group" }, h("summary", {}, "Sampling of the next run"), h("div", { class: "sampling" }, ...inputs.map((i) => i.el)));
   el.open = b.store.open.has("sampling");
   el.addEventListener("toggle", () => { el.open ? b.store.open.add("sampling") : b.store.open.delete("sampling"); }, b.on);
-  return { el, draw() { for (const i of inputs) if (document.activeElement !== i.e) i.e.value = short(b.model.get(i.name)); } };
+  return { el, draw() { for (const i of inputs) if (!i.typing()) i.e.value = short(b.model.get(i.name)); } };
 }
 
 /** Four lines over the tokens, with a mark wherever the user changed something. @param {Board} b @returns {Pane} */

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moe_lab.engine import Engine, load
     from moe_lab.errors import MoELabError
     from moe_lab.evaluation import replay
+    from moe_lab.evaluation.sweep import sweep
     from moe_lab.eviction import EVICTION
     from moe_lab.models import info
     from moe_lab.policy import Parameter
@@ -43,6 +44,7 @@ __all__ = [
     "pocket",
     "replay",
     "routing",
+    "sweep",
 ]
 
 _HOMES = {
@@ -56,6 +58,7 @@ _HOMES = {
     "info": "moe_lab.models",
     "load": "moe_lab.engine",
     "replay": "moe_lab.evaluation",
+    "sweep": "moe_lab.evaluation.sweep",
 }
 """Where each name lives; the other public names are modules of this package."""
 

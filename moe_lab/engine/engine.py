@@ -162,6 +162,11 @@ class Engine:
         return not self._routing.lossy and self.format.name == self.spec.dtype
 
     @property
+    def routes(self) -> bool:
+        """Whether routing policies work on this model; ``spec.routing`` says why where they do not."""
+        return self._blocks.rules is not None
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The checkpoint's weight files."""
         return tuple(str(path) for path in self._experts.readers.store.plan.files)

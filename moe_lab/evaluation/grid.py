@@ -1,0 +1,102 @@
+"""From what a user types to the settings of a grid; all that can be refused is refused here, before any work.
+
+Knows policies and sizes. Runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_lab.cache import slots_for
+from moe_lab.engine.text import to_ids
+from moe_lab.errors import BudgetError, PolicyError, SettingError
+from moe_lab.evaluation.measure import Setting
+from moe_lab.evaluation.results import class_key
+from moe_lab.eviction import EVICTION, LRU
+from moe_lab.kernels.residency import LayerState
+from moe_lab.policy import Policy, resolve
+from moe_lab.routing import ROUTING, Original
+
+if TYPE_CHECKING:
+    from moe_lab.engine import Engine
+
+
+def grid(engine: Engine, routing: Any, eviction: Any, cache: Any) -> tuple[list[Setting], list[tuple[str, str]]]:
+    """Settings in the order routing, eviction, cache, each once; and what is skipped, in words, with its reason.
+
+    Raises:
+        PolicyError: an unknown policy, one that does not compile, or two different ones under one name.
+        SettingError: a lossy routing where routing policies are off, or an empty list.
+        BudgetError: no size that reaches the floor.
+    """
+    spec = engine.spec
+    routings = [resolve(one, ROUTING, "routing") for one in listed(routing)]
+    evictions = [resolve(one, EVICTION, "eviction") for one in listed(eviction)]
+    if not routings or not evictions or not listed(cache):
+        raise SettingError("nothing to sweep: give at least one routing policy, one eviction policy and one cache size")
+    for policies in (routings, evictions):
+        one_name_one_policy(policies)
+    for policy in routings:
+        if policy.lossy and not engine.routes:
+            raise SettingError(f"routing={policy!r}: routing policies are off for this model: {spec.routing}")
+        LayerState.new(spec.experts, spec.top_k, spec.top_k, policy, LRU())      # compile, and refuse, now
+    for rule in evictions:
+        LayerState.new(spec.experts, spec.top_k, spec.top_k, Original(), rule)
+    sizes: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    for size in listed(cache):
+        try:
+            sizes.append(slots_for(size, spec, engine.format.name))
+        except BudgetError as error:
+            skipped.append((f"cache={size!r}", str(error)))
+    if not sizes:
+        raise BudgetError(skipped[0][1])
+    settings = [Setting(r, e, size) for r in routings for e in evictions for size in sizes]
+    return list(dict.fromkeys(settings)), skipped
+
+
+def one_name_one_policy(policies: Sequence[Policy]) -> None:
+    """Refuse two different policies of one name; one with different parameters is the normal case."""
+    known: dict[str, type[Policy]] = {}
+    for policy in policies:
+        other = known.setdefault(policy.name, type(policy))
+        if other is not type(policy) and class_key(other) != class_key(type(policy)):
+            raise PolicyError(f"two different {policy.kind} policies are called {policy.name!r} ({other.__module__} "
+                              f"and {type(policy).__module__}); their rows could not be told apart: rename one")
+
+
+def text_ids(engine: Engine, text: Any, window: int | None) -> tuple[list[int], int]:
+    """Token ids and the window in force; a text must fill at least one window.
+
+    Raises:
+        SettingError: a window beyond the context, or a text that is shorter than a window.
+    """
+    ids = to_ids(text, engine.tokenizer, engine.hf.config.get_text_config().vocab_size, "text")
+    context = engine.spec.context
+    size = min(1024, context) if window is None else window
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= context:
+        raise SettingError(f"window={window!r} must lie between 1 and this model's context of {context:,} tokens")
+    if len(ids) < size + 1:
+        raise SettingError(f"the text has {len(ids):,} tokens and a window of {size:,} needs {size + 1:,} (the last "
+                           f"one is only predicted); give a longer text, or type window={max(1, (len(ids) - 1) // 4)}")
+    return ids, size
+
+
+def label(policy: Policy) -> str:
+    """The name, with the parameters where they are not the defaults.
+
+    >>> from moe_lab.routing import CachePrior
+    >>> label(CachePrior()), label(CachePrior(penalty=0.3))
+    ('cache-prior', 'cache-prior(penalty=0.3)')
+    """
+    defaults = {key: parameter.default for key, parameter in policy.parameters().items()}
+    more = ", ".join(f"{key}={value:.6g}" for key, value in policy.values().items() if value != defaults[key])
+    return f"{policy.name}({more})" if more else policy.name
+
+
+def listed(one_or_more: Any) -> list[Any]:
+    """A list of what may be one thing or several."""
+    return list(one_or_more) if isinstance(one_or_more, (list, tuple, set, range, np.ndarray)) else [one_or_more]

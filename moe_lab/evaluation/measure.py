@@ -1,0 +1,226 @@
+"""One setting over one text: what it costs in quality and in reads.
+
+Knows an engine, and the original routing over the same text to compare with. Passes go window by window in states
+of their own (``engine.fresh_state``), so the live engine is as before. What comes out are plain sums by window and
+by layer that JSON can hold; rates and intervals are made of them in ``sweep``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moe_lab.cache import Held
+from moe_lab.engine.score import loss_of, windows
+from moe_lab.eviction import LRU, EvictionPolicy
+from moe_lab.kernels.belady import belady
+from moe_lab.kernels.residency import LayerState
+from moe_lab.kernels.walk import Walked, walk
+from moe_lab.routing import Original, RoutingPolicy
+from moe_lab.trace import Trace
+
+if TYPE_CHECKING:
+    from moe_lab.engine import Engine
+
+KEPT_BYTES = 4 << 30
+"""Scratch file for the logits of the original routing; windows beyond it are run again for every point."""
+_CHUNK_BYTES = 64 << 20
+"""Float32 memory that a comparison of logits takes at a time."""
+
+Tick = Callable[[int], object]
+"""Told of every window's tokens when they are through."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Routing, eviction and slots a layer: one point of a grid."""
+
+    routing: RoutingPolicy
+    eviction: EvictionPolicy
+    slots: int
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the recorded routes of the original routing say all about it: no pass is needed."""
+        return not self.routing.lossy and "logits" not in self.eviction.needs
+
+
+class Tally:
+    """Counts by layer, window after window, each from an empty start. ``C`` slots of ``E`` experts."""
+
+    def __init__(self, L: int, E: int, C: int) -> None:
+        self.E, self.C = E, C
+        names = ("uses", "misses", "swapped", "waits", "stay", "bound")
+        self.counts = {name: np.zeros(L, dtype=np.int64) for name in names}
+        self.mass = np.zeros(L, dtype=np.float64)
+
+    def add(self, routes: Walked) -> None:
+        """One window, (L, T, K). A stay lasts from the token that loads an expert to the one that evicts it, or to
+        the window's end."""
+        used, left = routes.ids >= 0, routes.evicted >= 0
+        missed, T, K = used & ~routes.hits, *routes.ids.shape[1:]
+        token = np.arange(T)[:, None]
+        here = missed.sum((1, 2)) - left.sum((1, 2))
+        new = {"uses": used.sum((1, 2)), "misses": missed.sum((1, 2)),
+               "swapped": (used & (routes.rank >= K)).sum((1, 2)), "waits": missed.any(2).sum(1),
+               "stay": (left * token).sum((1, 2)) - (missed * token).sum((1, 2)) + T * here,
+               "bound": np.array([belady(ids, self.E, self.C) for ids in routes.ids])}
+        for name, value in new.items():
+            self.counts[name] += value
+        self.mass += routes.mass.sum(1, dtype=np.float64)
+
+    def record(self) -> dict[str, list[float]]:
+        """The sums as plain lists, one number a layer."""
+        return {name: value.tolist() for name, value in [*self.counts.items(), ("mass", self.mass)]}
+
+
+class Reference:
+    """The original routing over a text: losses, routes, and its logits for as long as this lives.
+
+    ``record`` and ``trace`` may come from disk; logits are then made when the first comparison needs them.
+    """
+
+    def __init__(self, engine: Engine, ids: list[int], window: int, held: Held, scratch: Path | None,
+                 record: dict[str, Any] | None, trace: Trace | None, kept_bytes: int = KEPT_BYTES) -> None:
+        self.engine, self.ids, self.window, self.held = engine, ids, window, held
+        whole = record is not None and trace is not None
+        self.record, self.trace = (record, trace) if whole else (None, None)
+        self._scratch, self._limit = scratch, kept_bytes
+        self._file: Any = None
+        self._kept: list[tuple[int, torch.dtype, tuple[int, ...]]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether losses and routes are known."""
+        return self.record is not None
+
+    @property
+    def runs(self) -> int:
+        """Passes over the text that a comparison of logits needs before it can begin."""
+        return int(self._file is None)
+
+    def run(self, tick: Tick) -> None:
+        """Pass over the text; keep losses, routes and as many logits as fit."""
+        engine, began = self.engine, time.perf_counter()
+        self._file, self._kept = tempfile.TemporaryFile(dir=self._scratch), []      # noqa: SIM115 - outlives this
+        weakref.finalize(self, self._file.close)
+        room = min(self._limit, shutil.disk_usage(self._scratch or tempfile.gettempdir()).free // 2)
+        losses, tokens = [], []
+        with engine.fresh_state(Original(), LRU(), engine.spec.experts, self.held) as telemetry:
+            for logits, targets in windows(engine, self.ids, self.window, fresh=True):
+                losses.append(loss_of(logits, targets))
+                tokens.append(len(targets))
+                size = logits.numel() * logits.element_size()
+                if self._file.tell() + size <= room:
+                    self._kept.append((self._file.tell(), logits.dtype, tuple(logits.shape)))
+                    self._file.write(logits.contiguous().view(torch.uint8).numpy().data)
+                tick(len(targets))
+            routes, gates, phase = telemetry.recorder.arrays()
+            found = telemetry.recorder.digest()
+        self.record = {"tokens": tokens, "losses": losses, "kl": [0.0] * len(tokens), "same": tokens, "digest": found,
+                       "elapsed_s": time.perf_counter() - began, "made": made()}
+        self.trace = Trace(ids=routes, weights=gates, phase=phase, experts=engine.spec.experts,
+                           meta={"model": engine.spec.name, "setting": "original routing", "window": self.window})
+
+    def logits(self, number: int) -> torch.Tensor:
+        """(n, V) of window ``number``, as the model gave them; run again where they were not kept."""
+        if number >= len(self._kept):
+            start = number * self.window
+            part = self.ids[start : start + self.window + 1]
+            with self.engine.fresh_state(Original(), LRU(), self.engine.spec.experts, self.held):
+                return next(windows(self.engine, part, self.window, fresh=True))[0]
+        at, dtype, shape = self._kept[number]
+        self._file.seek(at)
+        raw = bytearray(self._file.read(dtype.itemsize * int(np.prod(shape))))
+        return torch.frombuffer(raw, dtype=dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Let logits and experts go."""
+        self.held = Held(self.held.limit)
+        if self._file is not None:
+            self._file.close()
+            self._file, self._kept = None, []
+
+
+def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) -> dict[str, Any]:
+    """A setting over the reference's text: sums of loss, KL and agreement by window, of routes by layer.
+
+    Where the routes are the original ones they are settled again from the record; else every window takes a pass.
+    """
+    assert reference.record is not None
+    tokens, began = reference.record["tokens"], time.perf_counter()
+    if setting.replayable:
+        tally = _settle_again(engine, setting, reference, tick)
+        found: dict[str, Any] = {key: reference.record[key] for key in ("tokens", "losses", "kl", "same", "digest")}
+    else:
+        tally = Tally(engine.spec.L, engine.spec.experts, setting.slots)
+        losses, kl, same = [], [], []
+        with engine.fresh_state(setting.routing, setting.eviction, setting.slots, reference.held) as telemetry:
+            passes = windows(engine, reference.ids, reference.window, fresh=True)
+            for number, (logits, targets) in enumerate(passes):
+                losses.append(loss_of(logits, targets))
+                tally.add(telemetry.routes)
+                distance, agreed = compare(reference.logits(number), logits)
+                kl.append(distance)
+                same.append(agreed)
+                tick(len(targets))
+            digest = telemetry.recorder.digest()
+        found = {"tokens": tokens, "losses": losses, "kl": kl, "same": same, "digest": digest}
+    return {**found, "layers": tally.record(), "elapsed_s": time.perf_counter() - began, "made": made()}
+
+
+def _settle_again(engine: Engine, setting: Setting, reference: Reference, tick: Tick) -> Tally:
+    """Walk the recorded routes: logits that make the original routing choose exactly them."""
+    spec, trace = engine.spec, reference.trace
+    assert trace is not None and trace.weights is not None and reference.record is not None
+    E, K = spec.experts, spec.top_k
+    tally = Tally(spec.L, E, setting.slots)
+    states = [LayerState.new(E, K, setting.slots, Original(), setting.eviction, layer, engine.seed)
+              for layer in range(spec.L)]
+    places, start = np.arange(K, 0, -1, dtype=np.float32), 0
+    for n in reference.record["tokens"]:
+        ids, gates = trace.ids[start : start + n], trace.weights[start : start + n]
+        token, layer, k = np.nonzero(ids >= 0)
+        at = token, layer, ids[token, layer, k]
+        logits = np.full((n, spec.L, E), -np.inf, dtype=np.float32)
+        weights = np.zeros_like(logits)
+        logits[at], weights[at] = places[k], gates[token, layer, k]
+        walked = []
+        for place, state in enumerate(states):
+            state.reset()
+            walked.append(walk(state, logits[:, place], weights[:, place]))
+        tally.add(Walked(*(np.stack(parts) for parts in zip(*walked, strict=True))))
+        tick(n)
+        start += n
+    return tally
+
+
+def compare(original: torch.Tensor, routed: torch.Tensor) -> tuple[float, int]:
+    """KL(original || routed) in nats, summed over the rows of logits (n, V), and how many rows agree on the first
+    choice; exact over the whole vocabulary, a chunk of rows at a time in float32."""
+    rows = max(1, _CHUNK_BYTES // (4 * original.shape[1]))
+    distance, same = 0.0, 0
+    for start in range(0, len(original), rows):
+        p, q = original[start : start + rows].float(), routed[start : start + rows].float()
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+        distance += float(((log_p - log_q) * log_p.exp()).sum(-1).double().sum())
+    return distance, same
+
+
+def made() -> dict[str, Any]:
+    """With what a figure was made."""
+    return {"versions": {name: version(name) for name in ("moe-lab", "torch", "transformers", "numba")},
+            "machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -1,0 +1,254 @@
+"""A grid of routing x eviction x cache over one text: quality against misses, point by point.
+
+Knows settings, results and how figures follow from sums. The passes are ``measure``'s, the files ``results``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+from tqdm.auto import tqdm
+
+from moe_lab.cache import Held
+from moe_lab.errors import PolicyError, SettingError
+from moe_lab.evaluation.grid import grid, label, listed, text_ids
+from moe_lab.evaluation.measure import Reference, Setting, measure
+from moe_lab.evaluation.points import COLUMNS, Point, point_of
+from moe_lab.evaluation.results import Results, checkpoint, code, default_folder, digest, policy_key
+from moe_lab.kernels.belady import belady
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from moe_lab.engine import Engine
+
+HELD_SHARE = 0.5
+"""Share of the free memory in which a sweep keeps experts, so that it reads each once."""
+
+
+class Sweep:
+    """A sweep under way. Iterating computes what is missing and yields each :class:`Point` as it is done."""
+
+    def __init__(self, engine: Engine, settings: Sequence[Setting], skipped: Sequence[tuple[str, str]], ids: list[int],
+                 window: int, results: Results) -> None:
+        self.settings = tuple(settings)
+        self.window, self.tokens = window, len(ids) - 1
+        self._skipped = list(skipped)
+        self._engine, self._results, self._ids = engine, results, ids
+        self._points: dict[Setting, Point | None] = {}
+        self._base = [checkpoint(engine.files), engine.format.name, digest(ids), window, engine.seed, code()]
+        self._failure: PolicyError | None = None
+        key = digest("reference", *self._base)
+        held = Held(int(psutil.virtual_memory().available * HELD_SHARE))
+        self._reference_key = key
+        self._reference = Reference(engine, ids, window, held, results.folder, results.get(key), results.get_trace(key))
+        self._bounds: dict[int, float] = {}
+
+    # --- computing ------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Point]:
+        with self._progress() as tick:
+            for setting in self.settings:
+                if setting not in self._points:
+                    self._points[setting] = self._compute(setting, tick)
+                if (point := self._points[setting]) is not None:
+                    yield point
+        self._reference.close()
+        if self._failure is not None and not self.points:
+            raise self._failure
+
+    def _progress(self) -> Any:
+        missing = [s for s in self.settings if s not in self._points and self._results.get(self._key(s)) is None]
+        passes = [s for s in missing if not s.replayable]
+        before = int(not self._reference.ready or (bool(passes) and self._reference.runs > 0))
+        return _Bar((len(missing) + before) * self.tokens)
+
+    def _compute(self, setting: Setting, tick: Callable[[int], object]) -> Point | None:
+        """The point from disk, or measured and kept; None where its policy failed on the way."""
+        key = self._key(setting)
+        record = self._results.get(key)
+        if not self._reference.ready or (record is None and not setting.replayable and self._reference.runs):
+            self._reference.run(tick)
+            assert self._reference.record is not None and self._reference.trace is not None
+            self._results.put_trace(self._reference_key, self._reference.trace)
+            self._results.put(self._reference_key, self._reference.record)
+        if record is None:
+            try:
+                record = measure(self._engine, setting, self._reference, tick)
+            except PolicyError as error:
+                self._failure = self._failure or error
+                self._skipped.append((_words(setting), str(error)))
+                return None
+            self._results.put(key, record)
+        return self._point(setting, record)
+
+    def _key(self, setting: Setting) -> str:
+        return digest(*self._base, policy_key(setting.routing), policy_key(setting.eviction), setting.slots)
+
+    # --- figures --------------------------------------------------------------------------------------
+
+    def _point(self, setting: Setting, record: dict[str, Any]) -> Point:
+        reference = self._reference.record
+        assert reference is not None
+        return point_of(setting, record, reference, self._bound(setting.slots), self._engine.spec)
+
+    def _bound(self, slots: int) -> float:
+        """Hit rate of Belady's bound on the original routes."""
+        if slots not in self._bounds:
+            trace, record = self._reference.trace, self._reference.record
+            assert trace is not None and record is not None
+            starts = range(0, len(trace), self.window)
+            misses = sum(belady(trace.ids[at : at + self.window, layer], trace.experts, slots)
+                         for layer in range(trace.L) for at in starts)
+            self._bounds[slots] = 1 - misses / trace.uses
+        return self._bounds[slots]
+
+    # --- answers --------------------------------------------------------------------------------------
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points that are done."""
+        return tuple(point for s in self.settings if (point := self._points.get(s)) is not None)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """What was left out, in words, each with its reason."""
+        return tuple(self._skipped)
+
+    def finish(self) -> Sweep:
+        """Compute what is missing."""
+        for _ in self:
+            pass
+        return self
+
+    def to_frame(self, layers: bool = False) -> pd.DataFrame:
+        """The finished sweep as pandas, a row a point, or a row for each of its layers."""
+        import pandas as pd
+
+        points = self.finish().points
+        if layers:
+            return pd.DataFrame([{"routing": p.routing, "eviction": p.eviction, "cache": p.cache, **layer}
+                                 for p in points for layer in p.layers])
+        return pd.DataFrame([[getattr(point, name) for name in COLUMNS] for point in points], columns=COLUMNS)
+
+    def pareto(self) -> tuple[Point, ...]:
+        """The points that no other beats in both misses and perplexity, the fewest misses first."""
+        front: list[Point] = []
+        for point in sorted(self.finish().points, key=lambda p: (p.miss_rate, p.perplexity)):
+            if not front or point.perplexity < front[-1].perplexity:
+                front.append(point)
+        return tuple(front)
+
+    def best(self, max_increase: float = 0.01, cache: int | None = None, sure: bool = False) -> Point:
+        """The fewest misses for at most ``max_increase`` of perplexity (0.01 is 1 %).
+
+        ``cache``: among the points of that many slots only. ``sure``: the upper end of the interval must allow it.
+        Raises ``SettingError`` where no point does.
+        """
+        if not isinstance(max_increase, (int, float)) or not max_increase >= 0:
+            raise SettingError(f"max_increase={max_increase!r} must be a share like 0.01, 0 or more")
+        points = [p for p in self.finish().points if cache is None or p.cache == cache]
+        if not points:
+            raise SettingError(f"no point has {cache} slots; this sweep has {sorted({p.cache for p in self.points})}")
+        good = [p for p in points if (p.increase_high if sure else p.increase) <= max_increase]
+        if not good:
+            least = min(p.increase for p in points)
+            raise SettingError(f"no point stays within {max_increase:.2%} of perplexity; the least is {least:.2%}: add "
+                               "gentler settings, or routing='original', to the sweep")
+        return min(good, key=lambda p: (p.miss_rate, p.increase))
+
+    def figure(self, finish: bool = True) -> go.Figure:
+        """Perplexity against miss rate, as plotly; with ``finish=False`` of the points that are done."""
+        from moe_lab.evaluation import figures
+
+        if finish:
+            self.finish()
+        return figures.sweep_figure(self)
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def __repr__(self) -> str:
+        points = self.points
+        head = (f"sweep of {self._engine.spec.name}, {self._engine.format.name}: {len(points)} of {len(self)} points, "
+                f"{self.tokens:,} tokens in windows of {self.window:,}")
+        wide = max([len("routing"), *(len(p.routing) for p in points)])
+        other = max([len("eviction"), *(len(p.eviction) for p in points)])
+        lines = [f"{'routing':{wide}} {'eviction':{other}} {'cache':>5} {'miss rate':>9} {'perplexity':>10} "
+                 f"{'increase':>9} {'95 % interval':>18}"]
+        lines += [f"{p.routing:{wide}} {p.eviction:{other}} {p.cache:5d} {p.miss_rate:9.1%} {p.perplexity:10.3f} "
+                  f"{p.increase:+9.2%} {f'{p.increase_low:+.2%} {p.increase_high:+.2%}':>18}" for p in points]
+        return "\n".join([head, *(lines if points else []), *(f"skipped {what}: {why}" for what, why in self._skipped)])
+
+
+def _words(setting: Setting) -> str:
+    return f"{label(setting.routing)}, {label(setting.eviction)}, {setting.slots} slots"
+
+
+class _Bar:
+    """A progress bar in tokens that shows itself after two seconds of work."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, unit="tokens", desc="sweep", delay=2, leave=False, disable=not total)
+
+    def __enter__(self) -> Callable[[int], object]:
+        return self._bar.update
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def open_results(store: str | Path | Literal[False] | None) -> Results:
+    """The folder that ``store`` means: None for the default one, False for none."""
+    if store is False:
+        return Results(None)
+    if store is not None and not isinstance(store, (str, Path)):
+        raise SettingError(f"store={store!r} is not a folder; type a path, or store=False to keep nothing")
+    folder = default_folder() if store is None else Path(store)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"results cannot be kept in {folder}: {error.strerror}; type store='another/folder', or "
+                           "store=False to keep nothing") from error
+    return Results(folder)
+
+
+def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("original", "cache-prior"),
+          eviction: Any = "lru", cache: Any = "50%", window: int | None = None,
+          store: str | Path | Literal[False] | None = None) -> Sweep:
+    """Measure a grid of settings over a text, teacher-forced; exact, one pass a point (PAPER section 5).
+
+    Comes back at once: iterate for one point after another, or ask for ``to_frame()``, ``figure()``, ``pareto()``,
+    ``best(max_increase=0.01)``, which finish it. The live engine's policies and slots stay as they are.
+
+    Args:
+        text: a string or token ids, at least one window long.
+        routing: a name, a policy or its class, or a list of them. Settings with the original routing need no pass of
+            their own.
+        eviction: the same for eviction.
+        cache: slots a layer, ``"50%"`` of the experts, bytes (``"6 GiB"``), or a list. One under the floor is skipped,
+            see ``Sweep.skipped``.
+        window: tokens after which residents are reset; 1,024, or the model's context where that is shorter.
+        store: where results are kept, found again by content; by default a folder in the platform's cache, False for
+            nowhere. An interrupted sweep goes on where it was, a repeated one is read.
+
+    The first comparison costs one more pass, with the original routing, whose logits are kept in a scratch file
+    (tokens x vocabulary in the model's own precision, up to 4 GiB; windows beyond that are run again for each point).
+
+    Raises:
+        PolicyError: an unknown policy, or two different ones under one name.
+        SettingError: a text shorter than a window, a lossy routing on a model whose routing is its own.
+        BudgetError: no size reaches the floor.
+
+    Example:
+        >>> import moe_lab as ml
+        >>> engine = ml.load("pocket")                                                     # doctest: +SKIP
+        >>> ml.sweep(engine, text, routing=["original", "cache-prior"], cache=["25%", "50%"])  # doctest: +SKIP
+    """
+    settings, skipped = grid(engine, listed(routing), eviction, cache)
+    ids, size = text_ids(engine, text, window)
+    return Sweep(engine, settings, skipped, ids, size, open_results(store))

@@ -161,7 +161,7 @@ def generate(arguments: argparse.Namespace) -> None:
         raise SettingError(f"--penalty belongs to Cache-Prior, not to {arguments.routing}; add --routing cache-prior")
     console = _console()
     disk = ml.Disk(bandwidth=arguments.bandwidth) if arguments.bandwidth else None
-    engine = ml.load(arguments.model, cache=_budget(arguments.cache), weights=arguments.weights,
+    engine = ml.load(arguments.model, cache=arguments.cache, weights=arguments.weights,
                      routing=_routing(arguments.routing, arguments.penalty), eviction=arguments.eviction, disk=disk)
     console.print(f"{engine!r}\n", highlight=False, markup=False)
     console.print(arguments.prompt, style="bold", end="", markup=False, highlight=False)
@@ -182,7 +182,7 @@ def replay(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     trace = ml.Trace.read(arguments.trace)
-    result = ml.replay(trace, eviction=arguments.eviction, cache=[_budget(size) for size in arguments.cache])
+    result = ml.replay(trace, eviction=arguments.eviction, cache=arguments.cache)
     frame = result.to_frame()
     table = Table(title=repr(trace).splitlines()[0], title_justify="left")
     for column in frame.columns:
@@ -197,13 +197,13 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.1%}" if column.endswith("_rate") else str(value)
 
 
-def _budget(text: str | None) -> int | str | None:
-    """A cache size as typed: whole numbers are slots.
+def _budget(text: str) -> int | str:
+    """A cache size as typed: a whole number is a number of slots.
 
-    >>> _budget("16"), _budget("50%"), _budget(None)
-    (16, '50%', None)
+    >>> _budget("16"), _budget("50%")
+    (16, '50%')
     """
-    return int(text) if text is not None and text.strip().isdigit() else text
+    return int(text) if text.strip().isdigit() else text
 
 
 def _console() -> Console:
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     made = command("generate", generate, "Write one text, and say what it cost.")
     made.add_argument("prompt")
     made.add_argument("--model", default="pocket", help="pocket, a folder or a hub id (default %(default)s)")
-    made.add_argument("--cache", help="slots a layer (16), a share (50%%) or bytes ('6 GiB'); default: what fits")
+    made.add_argument("--cache", type=_budget, help="slots a layer (16), a share (50%%) or bytes ('6 GiB'); default: what fits")
     made.add_argument("--weights", help="f32 or bf16 (default: the checkpoint's own)")
     made.add_argument("--routing", default="original", help="a routing policy's name (default %(default)s)")
     made.add_argument("--eviction", default="lru", help="an eviction policy's name (default %(default)s)")
@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     made = command("replay", replay, "Run a recorded trace through eviction policies and cache sizes; needs no model.")
     made.add_argument("trace", help="a .jsonl or .npz file")
     made.add_argument("--eviction", nargs="+", default=["lru", "fifo", "lfu", "aged-lfu"], help="policies' names")
-    made.add_argument("--cache", nargs="+", default=["25%", "50%", "75%"], help="slots a layer (16) or shares (50%%)")
+    made.add_argument("--cache", nargs="+", type=_budget, default=["25%", "50%", "75%"], help="slots a layer (16) or shares (50%%)")
     return top
 
 

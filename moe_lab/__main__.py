@@ -240,7 +240,8 @@ def parser() -> argparse.ArgumentParser:
     made = command("generate", generate, "Write one text, and say what it cost.")
     made.add_argument("prompt")
     made.add_argument("--model", default="pocket", help="pocket, a folder or a hub id (default %(default)s)")
-    made.add_argument("--cache", type=_budget, help="slots a layer (16), a share (50%%) or bytes ('6 GiB'); default: what fits")
+    made.add_argument("--cache", type=_budget,
+                      help="slots a layer (16), a share (50%%) or bytes ('6 GiB'); default: what fits")
     made.add_argument("--weights", help="f32 or bf16 (default: the checkpoint's own)")
     made.add_argument("--routing", default="original", help="a routing policy's name (default %(default)s)")
     made.add_argument("--eviction", default="lru", help="an eviction policy's name (default %(default)s)")
@@ -253,7 +254,8 @@ def parser() -> argparse.ArgumentParser:
     made = command("replay", replay, "Run a recorded trace through eviction policies and cache sizes; needs no model.")
     made.add_argument("trace", help="a .jsonl or .npz file")
     made.add_argument("--eviction", nargs="+", default=["lru", "fifo", "lfu", "aged-lfu"], help="policies' names")
-    made.add_argument("--cache", nargs="+", type=_budget, default=["25%", "50%", "75%"], help="slots a layer (16) or shares (50%%)")
+    made.add_argument("--cache", nargs="+", type=_budget, default=["25%", "50%", "75%"],
+                      help="slots a layer (16) or shares (50%%)")
     return top
 
 

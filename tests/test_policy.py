@@ -27,7 +27,8 @@ def test_the_table_names_a_policy_as_it_names_itself(kind: type) -> None:
 def test_the_tables_are_the_documented_ones() -> None:
     assert list(ml.ROUTING) == ["original", "cache-prior", "max-rank", "cumulative-threshold", "pruned", "swap",
                                 "drop-cold", "tolerance-swap", "bounded-regret", "cecar"]
-    assert list(ml.EVICTION) == ["lru", "fifo", "lfu", "aged-lfu", "random"]
+    assert list(ml.EVICTION) == ["lru", "fifo", "lfu", "aged-lfu", "random", "clock", "lfru", "slru", "s3-fifo", "arc",
+                                 "mrs", "least-stale"]
 
 
 @pytest.mark.parametrize("kind", ALL)

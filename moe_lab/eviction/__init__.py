@@ -9,15 +9,24 @@ from __future__ import annotations
 from typing import Literal
 
 from moe_lab.eviction.aged_lfu import AgedLFU
+from moe_lab.eviction.arc import ARC
 from moe_lab.eviction.base import EvictionPolicy, policy
+from moe_lab.eviction.clock import Clock
 from moe_lab.eviction.fifo import FIFO
+from moe_lab.eviction.least_stale import LeastStale
+from moe_lab.eviction.lfru import LFRU
 from moe_lab.eviction.lfu import LFU
 from moe_lab.eviction.lru import LRU
+from moe_lab.eviction.mrs import MRS
 from moe_lab.eviction.random import Random
+from moe_lab.eviction.s3_fifo import S3FIFO
+from moe_lab.eviction.slru import SLRU
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
 from moe_lab.kernels.noise import noise
+from moe_lab.parameters import Schedule, Table
 
-EvictionName = Literal["lru", "fifo", "lfu", "aged-lfu", "random"]
+EvictionName = Literal["lru", "fifo", "lfu", "aged-lfu", "random", "clock", "lfru", "slru", "s3-fifo", "arc", "mrs",
+                       "least-stale"]
 
 EVICTION: dict[str, type[EvictionPolicy]] = {
     "lru": LRU,
@@ -25,7 +34,15 @@ EVICTION: dict[str, type[EvictionPolicy]] = {
     "lfu": LFU,
     "aged-lfu": AgedLFU,
     "random": Random,
+    "clock": Clock,
+    "lfru": LFRU,
+    "slru": SLRU,
+    "s3-fifo": S3FIFO,
+    "arc": ARC,
+    "mrs": MRS,
+    "least-stale": LeastStale,
 }
 
-__all__ = ["EVICTION", "EXPERTS", "FIFO", "LAYER", "LFU", "LRU", "OWN", "SEED", "SLOTS", "TOKEN", "TOP_K", "AgedLFU",
-           "EvictionName", "EvictionPolicy", "Random", "Stats", "noise", "policy"]
+__all__ = ["ARC", "EVICTION", "EXPERTS", "FIFO", "LAYER", "LFRU", "LFU", "LRU", "MRS", "OWN", "S3FIFO", "SEED", "SLOTS",
+           "SLRU", "TOKEN", "TOP_K", "AgedLFU", "Clock", "EvictionName", "EvictionPolicy", "LeastStale", "Random",
+           "Schedule", "Stats", "Table", "noise", "policy"]

@@ -7,25 +7,45 @@ import pytest
 from hypothesis import given, settings
 from layers import layers, new_layer, random_ids, random_logits, softmax
 
-from moe_lab.eviction import EVICTION, FIFO, LFU, LRU, AgedLFU, EvictionPolicy, Random
+from moe_lab.eviction import (
+    ARC,
+    EVICTION,
+    FIFO,
+    LFRU,
+    LFU,
+    LRU,
+    MRS,
+    S3FIFO,
+    SLRU,
+    AgedLFU,
+    Clock,
+    EvictionPolicy,
+    LeastStale,
+    Random,
+)
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.walk import walk
 from moe_lab.kernels.walk_slow import replay_slow, walk_slow
 from moe_lab.routing import CachePrior
 
-SETTINGS: list[EvictionPolicy] = [LRU(), FIFO(), LFU(), AgedLFU(), AgedLFU(half_life=3), Random()]
+SETTINGS: list[EvictionPolicy] = [LRU(), FIFO(), LFU(), AgedLFU(), AgedLFU(half_life=3), Random(),
+                                  Clock(), LFRU(), LFRU(age_power=3), SLRU(), SLRU(favoured=0), S3FIFO(),
+                                  S3FIFO(small=0.5), ARC(), LeastStale(), LeastStale(fresh=1), MRS()]
+REPLAYED = [policy for policy in SETTINGS if not policy.needs]
+"""Those that a trace of ids is enough for."""
 
 
 def test_the_suite_covers_the_whole_table() -> None:
     assert {type(policy) for policy in SETTINGS} == set(EVICTION.values())
 
 
-@pytest.fixture(params=SETTINGS, ids=repr)
+@pytest.fixture(params=REPLAYED, ids=repr)
 def policy(request: pytest.FixtureRequest) -> EvictionPolicy:
     return request.param
 
 
+@pytest.mark.parametrize("policy", SETTINGS, ids=repr)
 def test_the_walk_agrees_with_its_slow_twin(policy: EvictionPolicy, rng: np.random.Generator) -> None:
     logits = random_logits(rng, 80, 20, skew=1)
     fast, slow = (new_layer(20, 4, 9, CachePrior(penalty=0.1), policy, layer=3, seed=11) for _ in range(2))
@@ -43,7 +63,7 @@ def test_the_walk_agrees_with_its_slow_twin(policy: EvictionPolicy, rng: np.rand
 def test_a_replay_agrees_with_its_slow_twin(sizes: tuple[int, int, int, int]) -> None:
     E, K, C, seed = sizes
     ids = random_ids(np.random.default_rng(seed), 40, K, E, missing=0.1 if seed % 2 else 0.0)
-    for policy in SETTINGS:
+    for policy in REPLAYED:
         fast, slow = new_layer(E, K, C, None, policy, seed=seed), new_layer(E, K, C, None, policy, seed=seed)
         np.testing.assert_array_equal(replay_layer(ids, None, fast), replay_slow(slow, ids), err_msg=repr(policy))
         np.testing.assert_array_equal(fast.resident, slow.resident)
@@ -55,7 +75,7 @@ def test_belady_is_never_beaten(sizes: tuple[int, int, int, int]) -> None:
     E, K, C, seed = sizes
     ids = random_ids(np.random.default_rng(seed), 60, K, E, missing=0.1 if seed % 2 else 0.0)
     bound = belady(ids, E, C)
-    for policy in SETTINGS:
+    for policy in REPLAYED:
         hits = replay_layer(ids, None, new_layer(E, K, C, None, policy, seed=seed))
         assert (ids >= 0).sum() - hits.sum() >= bound, policy
 
@@ -106,6 +126,8 @@ def test_hits_and_misses_are_all_uses(policy: EvictionPolicy, rng: np.random.Gen
 
 
 def test_evicted_experts_leave_in_the_order_of_their_keep(policy: EvictionPolicy, rng: np.random.Generator) -> None:
+    if isinstance(policy, S3FIFO):
+        pytest.skip("which queue it takes from depends on the slots there are")
     state = new_layer(12, 2, 10, None, policy)
     replay_layer(random_ids(rng, 60, 2, 12), None, state)
     twin = state.copy()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moe_lab.engine import Engine, load
     from moe_lab.errors import MoELabError
     from moe_lab.evaluation import replay
+    from moe_lab.evaluation.record import record
     from moe_lab.evaluation.sweep import sweep
     from moe_lab.eviction import EVICTION
     from moe_lab.models import info
@@ -42,6 +43,7 @@ __all__ = [
     "info",
     "load",
     "pocket",
+    "record",
     "replay",
     "routing",
     "sweep",
@@ -57,6 +59,7 @@ _HOMES = {
     "Trace": "moe_lab.trace",
     "info": "moe_lab.models",
     "load": "moe_lab.engine",
+    "record": "moe_lab.evaluation.record",
     "replay": "moe_lab.evaluation",
     "sweep": "moe_lab.evaluation.sweep",
 }

@@ -48,6 +48,8 @@ class Trace:
     """Experts of a layer; None means the largest id + 1."""
     tokens: np.ndarray | None = None
     """(T,) int64 token ids, or None."""
+    logits: np.ndarray | None = None
+    """(T, L, E) float16 router logits, or None: enough to route again approximately, not exactly."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: plain values that JSON can hold. ``experts`` says ``"guessed"`` where they were."""
 
@@ -76,7 +78,9 @@ class Trace:
         tokens = None if self.tokens is None else _array(self.tokens, np.int64, (T,), "tokens")
         if (phase > DECODE).any():
             raise TraceError(f"token {int(np.argmax(phase > DECODE))}: phase is 0 (prefill) or 1 (decode)")
-        values = {"ids": ids, "weights": weights, "phase": phase, "experts": experts, "tokens": tokens, "meta": meta}
+        logits = None if self.logits is None else _array(self.logits, np.float16, (*ids.shape[:2], experts), "logits")
+        values = {"ids": ids, "weights": weights, "phase": phase, "experts": experts, "tokens": tokens,
+                  "logits": logits, "meta": meta}
         for name, value in values.items():
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False
@@ -110,7 +114,8 @@ class Trace:
     def _cut(self, which: np.ndarray) -> Trace:
         return replace(self, ids=self.ids[which], phase=self.phase[which],
                        weights=None if self.weights is None else self.weights[which],
-                       tokens=None if self.tokens is None else self.tokens[which])
+                       tokens=None if self.tokens is None else self.tokens[which],
+                       logits=None if self.logits is None else self.logits[which])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,7 +131,8 @@ class Trace:
         guess = " (the largest id + 1)" if self.meta.get("experts") == "guessed" else ""
         return (f"Trace: {len(self):,} tokens ({int((self.phase == PREFILL).sum()):,} prefill, "
                 f"{int((self.phase == DECODE).sum()):,} decode), {self.L} layer{'s' if self.L != 1 else ''} x "
-                f"{self.experts} experts{guess}, top-{self.K}, {'with' if self.weights is not None else 'no'} weights")
+                f"{self.experts} experts{guess}, top-{self.K}, {'with' if self.weights is not None else 'no'} weights"
+                f"{', router logits in float16' if self.logits is not None else ''}")
 
     @classmethod
     def read(cls, path: str | Path, experts: int | None = None) -> Trace:
@@ -154,12 +160,12 @@ class Trace:
             raise error if str(path) in str(error) else TraceError(f"{path}: {error}") from None
 
     def write(self, path: str | Path) -> None:
-        """Write to ``path``: ``.npz`` (all of it) or ``.jsonl`` (all of it, readable)."""
+        """Write to ``path``: ``.npz`` (all of it) or ``.jsonl`` (all but router logits, readable)."""
         path = Path(path)
         if path.suffix == ".npz":
             arrays = {"ids": self.ids, "phase": self.phase, "experts": np.int64(self.experts),
                       "meta": np.array(json.dumps(dict(self.meta)))}
-            optional = {"weights": self.weights, "tokens": self.tokens}
+            optional = {"weights": self.weights, "tokens": self.tokens, "logits": self.logits}
             np.savez_compressed(path, **arrays, **{k: v for k, v in optional.items() if v is not None})  # type: ignore[arg-type]
         elif path.suffix == ".jsonl":
             path.write_text("".join(json.dumps(row) + "\n" for row in self._rows()), encoding="utf-8")
@@ -201,7 +207,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         meta = json.loads(str(found.pop("meta", "{}")))
     except ValueError as error:
         raise TraceError(f"{path}: 'meta' is not JSON: {error}") from error
-    known = {"ids", "weights", "phase", "tokens"}
+    known = {"ids", "weights", "phase", "tokens", "logits"}
     return {**{name: found[name] for name in known & set(found)}, "meta": meta,
             "experts": int(found["experts"]) if "experts" in found else None}
 

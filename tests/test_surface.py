@@ -13,7 +13,7 @@ import moe_lab as ml
 HEAVY = ("torch", "transformers", "numba", "llvmlite", "IPython", "ipywidgets", "anywidget", "traitlets", "pandas",
          "plotly", "numpy", "tokenizers", "huggingface_hub")
 
-PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "replay", "sweep", "Parameter", "routing",
+PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "record", "replay", "sweep", "Parameter", "routing",
           "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__"}
 
 

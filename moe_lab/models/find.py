@@ -126,6 +126,25 @@ def find_blocks(model: Any, name: str) -> list[Block]:
     return blocks
 
 
+def find_routers(model: Any, name: str) -> list[tuple[int, Any]]:
+    """(layer, router module) of every MoE block of a whole model, whatever the form of its experts.
+
+    Raises ``UnsupportedModelError`` for a dense model, and where no module of a block can be told to be its router.
+    """
+    found = []
+    for path, _ in experts_modules(model):
+        parent = path.rpartition(".")[0]
+        router = _router(model, parent)
+        if router is None:
+            raise UnsupportedModelError(f"{name!r} ({model.config.model_type}) has no router that can be told from the "
+                                        f"rest in {parent}; its routes cannot be recorded")
+        found.append((_layer(path), model.get_submodule(router)))
+    if not found:
+        raise UnsupportedModelError(f"{name!r} ({model.config.model_type}) has no experts: it is a dense model, and "
+                                    "routes nothing")
+    return found
+
+
 def _unlike(module: Any) -> list[str]:
     """In words, what distinguishes these experts from down(act(gate x) * up x)."""
     odd = {
@@ -149,11 +168,16 @@ def _activation(module: Any) -> str | None:
 
 def _block(model: Any, path: str, module: Any) -> Block:
     parent = path.rpartition(".")[0]
-    numbers = re.findall(r"\.(\d+)\.", f".{path}.")
     E, twice_F, D = module.gate_up_proj.shape
     activation = _activation(module)
     assert activation is not None
-    return Block(int(numbers[0]) if numbers else 0, path, _router(model, parent), E, D, twice_F // 2, activation)
+    return Block(_layer(path), path, _router(model, parent), E, D, twice_F // 2, activation)
+
+
+def _layer(path: str) -> int:
+    """The number of the layer in a module's name."""
+    numbers = re.findall(r"\.(\d+)\.", f".{path}.")
+    return int(numbers[0]) if numbers else 0
 
 
 def _router(model: Any, parent: str) -> str | None:

@@ -57,7 +57,8 @@ def test_points_are_what_the_engine_scores(engine, ids, tmp_path):
         assert point.window_losses == pytest.approx(score.window_losses, rel=1e-12)
         for name in ("hit_rate", "miss_rate", "swapped_share", "mass_kept"):
             assert getattr(point, name) == pytest.approx(getattr(score.stats, name), abs=1e-7), name
-        routes = [score.trace.ids[at : at + WINDOW, layer] for at in range(0, len(ids) - 1, WINDOW) for layer in range(3)]
+        starts = range(0, len(ids) - 1, WINDOW)
+        routes = [score.trace.ids[at : at + WINDOW, layer] for at in starts for layer in range(3)]
         best = sum(belady(part, 8, point.cache) for part in routes)
         assert point.bound_hit_rate == pytest.approx(1 - best / score.trace.uses)
         assert point.regret == pytest.approx(score.stats.prefill.misses / best) and point.regret >= 1
@@ -328,8 +329,8 @@ def test_frames_and_words(engine, ids, tmp_path):
     sweep = ml.sweep(engine, ids, routing=ROUTING, cache=3, window=WINDOW, store=tmp_path)
     assert "0 of 3 points, 130 tokens" in repr(sweep) and len(sweep) == 3
     frame, by_layer = sweep.to_frame(), sweep.to_frame(layers=True)
-    wanted = {"eviction", "cache", "hit_rate", "miss_rate", "bound_hit_rate", "routing", "perplexity", "kl", "agreement",
-              "mass_kept", "loads_per_token", "lifetime", "little_check", "regret", "swapped_share"}
+    wanted = {"eviction", "cache", "hit_rate", "miss_rate", "bound_hit_rate", "routing", "perplexity", "kl",
+              "agreement", "mass_kept", "loads_per_token", "lifetime", "little_check", "regret", "swapped_share"}
     assert wanted <= set(frame.columns) and len(by_layer) == 9
     mean = by_layer.groupby("routing", sort=False)["miss_rate"].mean()
     assert mean.tolist() == pytest.approx(frame["miss_rate"].tolist())

@@ -75,7 +75,8 @@ def demo(arguments: argparse.Namespace) -> None:
         engine.routing = _routing(setting.routing, arguments.penalty)
         engine.cache.reset()
         disk.bandwidth = FAST
-        for ids in texts.values():                      # warm-up: compiled kernels, and a cache that is full
+        engine.generate(arguments.prompt, max_new_tokens=4, stop_at_end=False)      # warm-up: kernels are compiled,
+        for ids in texts.values():                                                  # and the cache is full
             engine.score(ids[:1024], state="live")
         disk.bandwidth = slow
         console.rule(f"{setting.name}  ({disk!r})", align="left")

@@ -28,7 +28,7 @@ def test_the_tables_are_the_documented_ones() -> None:
     assert list(ml.ROUTING) == ["original", "cache-prior", "max-rank", "cumulative-threshold", "pruned", "swap",
                                 "drop-cold", "tolerance-swap", "bounded-regret", "cecar"]
     assert list(ml.EVICTION) == ["lru", "fifo", "lfu", "aged-lfu", "random", "clock", "lfru", "slru", "s3-fifo", "arc",
-                                 "mrs", "least-stale"]
+                                 "mrs", "least-stale", "learned"]
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -36,7 +36,8 @@ def test_every_parameter_is_documented_and_reaches_the_vector_in_order(kind: typ
     policy = kind()
     assert all(parameter.doc for parameter in kind.parameters().values())
     assert list(policy.values()) == list(kind.parameters())
-    assert policy.vector().tolist() == list(policy.values().values())
+    tables = [number for name in kind.tables() for number in getattr(policy, name)]
+    assert policy.vector().tolist() == [*policy.values().values(), *tables]
     assert policy.vector().dtype == np.float64
     assert kind.summary()
 

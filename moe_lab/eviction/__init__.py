@@ -13,6 +13,7 @@ from moe_lab.eviction.arc import ARC
 from moe_lab.eviction.base import EvictionPolicy, policy
 from moe_lab.eviction.clock import Clock
 from moe_lab.eviction.fifo import FIFO
+from moe_lab.eviction.learned import LearnedEviction
 from moe_lab.eviction.least_stale import LeastStale
 from moe_lab.eviction.lfru import LFRU
 from moe_lab.eviction.lfu import LFU
@@ -26,7 +27,7 @@ from moe_lab.kernels.noise import noise
 from moe_lab.parameters import Schedule, Table
 
 EvictionName = Literal["lru", "fifo", "lfu", "aged-lfu", "random", "clock", "lfru", "slru", "s3-fifo", "arc", "mrs",
-                       "least-stale"]
+                       "least-stale", "learned"]
 
 EVICTION: dict[str, type[EvictionPolicy]] = {
     "lru": LRU,
@@ -41,8 +42,9 @@ EVICTION: dict[str, type[EvictionPolicy]] = {
     "arc": ARC,
     "mrs": MRS,
     "least-stale": LeastStale,
+    "learned": LearnedEviction,
 }
 
 __all__ = ["ARC", "EVICTION", "EXPERTS", "FIFO", "LAYER", "LFRU", "LFU", "LRU", "MRS", "OWN", "S3FIFO", "SEED", "SLOTS",
-           "SLRU", "TOKEN", "TOP_K", "AgedLFU", "Clock", "EvictionName", "EvictionPolicy", "LeastStale", "Random",
-           "Schedule", "Stats", "Table", "noise", "policy"]
+           "SLRU", "TOKEN", "TOP_K", "AgedLFU", "Clock", "EvictionName", "EvictionPolicy", "LearnedEviction",
+           "LeastStale", "Random", "Schedule", "Stats", "Table", "noise", "policy"]

@@ -20,6 +20,7 @@ from moe_lab.eviction import (
     AgedLFU,
     Clock,
     EvictionPolicy,
+    LearnedEviction,
     LeastStale,
     Random,
 )
@@ -31,7 +32,8 @@ from moe_lab.routing import CachePrior
 
 SETTINGS: list[EvictionPolicy] = [LRU(), FIFO(), LFU(), AgedLFU(), AgedLFU(half_life=3), Random(),
                                   Clock(), LFRU(), LFRU(age_power=3), SLRU(), SLRU(favoured=0), S3FIFO(),
-                                  S3FIFO(small=0.5), ARC(), LeastStale(), LeastStale(fresh=1), MRS()]
+                                  S3FIFO(small=0.5), ARC(), LeastStale(), LeastStale(fresh=1), MRS(),
+                                  LearnedEviction(), LearnedEviction(weights=np.sin(np.arange(61)))]
 REPLAYED = [policy for policy in SETTINGS if not policy.needs]
 """Those that a trace of ids is enough for."""
 

@@ -1,7 +1,18 @@
 """Eviction policies: which resident expert leaves when room is needed. One a file; the table ``EVICTION`` names them.
 
 Knows neither bytes nor slots. See :class:`EvictionPolicy` for the contract, :func:`policy` to make one from a
-function.
+function, ``moe_lab.testing.check_policy`` to try it. A policy with two queues, for instance: who was used once waits in
+the order of arrival, who was used again stays behind them in the order of use.
+
+>>> def used(expert, weight, hit, stats, state, params, now):
+...     stats.own[0, expert] = now if hit else 0.0
+>>> @policy(touch=used, columns=1)
+... def two_queues(expert, stats, state, params, now):
+...     if stats.own[0, expert] > 0.0:
+...         return now + stats.own[0, expert]
+...     return float(stats.arrived[expert])
+>>> two_queues()
+two_queues()
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.walk import walk
 from moe_lab.kernels.walk_slow import replay_slow, walk_slow
 from moe_lab.routing import CachePrior
+from moe_lab.testing import check_policy
 
 SETTINGS: list[EvictionPolicy] = [LRU(), FIFO(), LFU(), AgedLFU(), AgedLFU(half_life=3), Random(),
                                   Clock(), LFRU(), LFRU(age_power=3), SLRU(), SLRU(favoured=0), S3FIFO(),
@@ -40,6 +41,11 @@ REPLAYED = [policy for policy in SETTINGS if not policy.needs]
 
 def test_the_suite_covers_the_whole_table() -> None:
     assert {type(policy) for policy in SETTINGS} == set(EVICTION.values())
+
+
+@pytest.mark.parametrize("policy", SETTINGS, ids=repr)
+def test_the_public_check_finds_nothing(policy: EvictionPolicy) -> None:
+    assert len(check_policy(policy).checks) == 9
 
 
 @pytest.fixture(params=REPLAYED, ids=repr)

@@ -23,6 +23,7 @@ from moe_lab.routing import (
     Swap,
     ToleranceSwap,
 )
+from moe_lab.testing import check_policy
 
 SETTINGS: list[RoutingPolicy] = [
     Original(), CachePrior(penalty=0), CachePrior(penalty=0.1), CachePrior(penalty=2.5, keep_top=2),
@@ -31,7 +32,8 @@ SETTINGS: list[RoutingPolicy] = [
     CumulativeThreshold(mass=0), CumulativeThreshold(mass=0.6), CumulativeThreshold(mass=0.9, keep_top=3),
     CachePrior(penalty=0.3, logit_range="token"), CachePrior(penalty=0.3, logit_range=4.0),
     Pruned(), Pruned(dropped=3), DropCold(), DropCold(share=2, keep_top=2), Swap(),
-    Swap(keep_top=0, at_random="random"), ToleranceSwap(), ToleranceSwap(tolerance=4, keep_top=0), BoundedRegret(), BoundedRegret(regret=1, keep_top=0),
+    Swap(keep_top=0, at_random="random"),
+    ToleranceSwap(), ToleranceSwap(tolerance=4, keep_top=0), BoundedRegret(), BoundedRegret(regret=1, keep_top=0),
     Cecar(), Cecar(strength=2, keep_top=2)]
 FEWER = (Pruned, DropCold)
 """They may use fewer than K experts."""
@@ -41,6 +43,11 @@ GRADED = (Pruned, Cecar)
 
 def test_the_suite_covers_the_whole_table() -> None:
     assert {type(policy) for policy in SETTINGS} == set(ROUTING.values())
+
+
+@pytest.mark.parametrize("policy", SETTINGS, ids=repr)
+def test_the_public_check_finds_nothing(policy: RoutingPolicy) -> None:
+    assert len(check_policy(policy).checks) == 9
 
 
 @pytest.fixture(params=SETTINGS, ids=repr)

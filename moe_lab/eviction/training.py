@@ -72,8 +72,8 @@ def samples(ids: np.ndarray, E: int, horizon: int) -> tuple[np.ndarray, np.ndarr
     """
     T, L, _ = ids.shape
     used = np.zeros((T, L, E), bool)
-    t, layer, k = np.nonzero(ids >= 0)
-    used[t, layer, ids[t, layer, k]] = True
+    at, layer, k = np.nonzero(ids >= 0)
+    used[at, layer, ids[at, layer, k]] = True
     ahead = np.full((L, E), horizon, np.int64)
     far = np.empty((T, L, E), np.int64)
     for t in range(T - 1, -1, -1):                      # tokens from t to the next use after it

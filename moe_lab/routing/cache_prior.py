@@ -20,7 +20,7 @@ class CachePrior(RoutingPolicy):
     State: the sum of the ranges and their number.
     """
 
-    penalty = Parameter(0.5, 0, 1, doc="what an expert that is not resident loses, in units of the logits' range",
+    penalty = Parameter(0.2, 0, 1, doc="what an expert that is not resident loses, in units of the logits' range",
                         open_ended=True)
     keep_top = Parameter(1, 0, 8, unit="experts", doc="best experts that are always used", integer=True,
                          open_ended=True)

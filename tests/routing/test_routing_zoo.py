@@ -233,8 +233,8 @@ def test_the_running_mean_goes_on_whatever_range_is_used(rng: np.random.Generato
 
 
 def test_the_range_is_written_only_where_it_was_chosen() -> None:
-    assert repr(CachePrior()) == repr(CachePrior(logit_range="running")) == "CachePrior(penalty=0.5, keep_top=1)"
-    assert repr(CachePrior(logit_range="token")) == "CachePrior(penalty=0.5, keep_top=1, logit_range='token')"
+    assert repr(CachePrior()) == repr(CachePrior(logit_range="running")) == "CachePrior(penalty=0.2, keep_top=1)"
+    assert repr(CachePrior(logit_range="token")) == "CachePrior(penalty=0.2, keep_top=1, logit_range='token')"
     assert CachePrior(logit_range="token") == CachePrior(logit_range=-1) != CachePrior()
     with pytest.raises(PolicyError, match="a number from 0 logits, or 'running', 'token', not 'mean'"):
         CachePrior(logit_range="mean")

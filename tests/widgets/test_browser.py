@@ -221,8 +221,8 @@ def test_a_refused_setting_says_why_under_its_control_and_goes_back(board):
     page.get_by_label("penalty, exact").fill("-5")
     page.get_by_label("penalty, exact").press("Enter")
     page.locator(f"{BOARD} .bad", has_text="penalty").wait_for()
-    assert board.ask("engine.routing.values()['penalty']") == 0.5
-    assert page.get_by_label("penalty, exact").input_value() == "0.5"
+    assert board.ask("engine.routing.values()['penalty']") == 0.2
+    assert page.get_by_label("penalty, exact").input_value() == "0.2"
 
 
 def test_a_policy_of_ones_own_gets_controls_and_its_error_pauses_the_run(board):

@@ -13,6 +13,9 @@ INDEX_SEEN := $(VENV)/.torch-index
 TORCH := $(shell sed -n 's/^ *"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 TORCH_INDEX ?=
 NOTEBOOK := notebooks/00_welcome.ipynb
+# What test-quick leaves out beside the markers: files that take over five seconds each.
+LONG := tests/engine/test_exactness.py tests/evaluation/test_sweep.py tests/widgets tests/test_terminal.py \
+        tests/test_readme.py tests/test_testing.py
 
 .PHONY: help lab demo test test-quick test-slow notebooks lint install clean distclean chromium FORCE
 
@@ -20,7 +23,7 @@ help:
 	@echo "make lab         install into $(VENV) and open JupyterLab on the welcome notebook"
 	@echo "make demo        the pocket model writes under three settings, side by side, in this terminal"
 	@echo "make test        all tests but the slow ones (under 15 minutes)"
-	@echo "make test-quick  the tests that need neither browser nor notebook kernel (under 90 seconds)"
+	@echo "make test-quick  a subset: no browser, no kernel, nothing that takes long (under 90 seconds)"
 	@echo "make test-slow   the rest"
 	@echo "make notebooks   execute every notebook"
 	@echo "make lint        ruff, mypy and the layers (import-linter)"
@@ -85,7 +88,7 @@ test: $(STAMP) chromium
 	$(PY) -m pytest -m "not slow" $(TESTS)
 
 test-quick: $(STAMP)
-	$(PY) -m pytest -q -m "not slow and not browser and not notebook" $(TESTS)
+	$(PY) -m pytest -q -m "not slow and not browser and not notebook" $(if $(TESTS),,$(addprefix --ignore=,$(LONG))) $(TESTS)
 
 test-slow: $(STAMP) chromium
 	$(PY) -m pytest -m slow $(TESTS)

@@ -45,7 +45,7 @@ def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     assert name in dir(ml)
 
 
-@pytest.mark.parametrize("name", ["load", "info", "replay", "Trace", "Parameter", "ROUTING", "eviction", "pocket"])
+@pytest.mark.parametrize("name", ["load", "Trace", "Parameter", "ROUTING", "eviction", "pocket"])
 def test_a_public_name_resolves_when_it_is_the_first_one_asked_for(name: str) -> None:
     assert fresh(f"import moe_lab; print(moe_lab.{name} is moe_lab.{name})").strip() == "True"
 

@@ -26,8 +26,8 @@ lab"""
 STYLE = "body { caret-color: transparent } .jp-OutputPrompt, .jp-InputPrompt { opacity: .6 }"
 
 
-def _save(data: bytes, file: Path, colours: int = 64) -> None:
-    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+def _save(data: bytes, file: Path, colours: int = 96) -> None:
+    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(file, "PNG", optimize=True)
     print(f"{file}: {image.width} x {image.height}, {file.stat().st_size / 1000:.0f} kB")
 
@@ -55,7 +55,7 @@ def make(folder: Path) -> None:
             tab.page.add_style_tag(content=STYLE)
             tab.page.evaluate("() => { const a = window.jupyterapp; if (!a.shell.leftCollapsed) a.commands.execute('application:toggle-left-area'); }")
             tab.run(0)
-            tab.page.wait_for_selector(".moelab canvas.map")
+            tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=60)
             _write(tab, 60)
             tab.page.hover(".moelab canvas.map", position={"x": 400, "y": 50})
             tab.page.wait_for_timeout(600)
@@ -68,7 +68,7 @@ def make(folder: Path) -> None:
             tab.page.wait_for_timeout(400)
             _save(tab.page.locator(".moelab").screenshot(), folder / f"dashboard-{theme}.png")
             if theme == "dark":
-                tab.page.set_viewport_size({"width": 460, "height": 2600})
+                tab.page.set_viewport_size({"width": 760, "height": 2600})
                 tab.page.evaluate("() => { document.querySelector('.moelab').parentElement.style.width = '390px'; }")
                 tab.page.wait_for_timeout(800)
                 _save(tab.page.locator(".moelab").screenshot(), folder / "dashboard-narrow.png", 48)

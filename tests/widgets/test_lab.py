@@ -61,6 +61,18 @@ def test_a_setting_that_the_engine_refuses_is_raised_where_start_was_called(lab)
     assert lab.state == "ready"
 
 
+def test_options_that_are_no_traits_hold_for_the_run_button_too(lab, engine):
+    asked = []
+    stream = engine.stream
+    engine.stream = lambda prompt, **options: (asked.append(options), stream(prompt, max_new_tokens=2))[1]
+    lab.start("a", stop_at_end=False, temperature=0.3)
+    lab.result(5)
+    lab._heard(lab, {"do": "run"}, [])
+    lab.result(5)
+    assert [a["stop_at_end"] for a in asked] == [False, False]
+    assert [a["temperature"] for a in asked] == [0.3, 0.3]
+
+
 def test_stop_ends_within_a_token(lab, engine):
     engine.token_s = 0.05
     lab.start("a", max_new_tokens=1000)
@@ -218,8 +230,8 @@ def test_a_policy_of_ones_own_gets_its_controls_from_its_declaration(engine):
 
 
 def test_settings_given_at_the_start_are_set_on_the_engine(engine):
-    board = Lab(engine, slots=24, routing="cache-prior", temperature=0.5)
-    assert (engine.cache.slots, engine.routing.name, board.temperature) == (24, "cache-prior", 0.5)
+    board = Lab(engine, slots=24, routing="cache-prior", temperature=0.5, seed=3)
+    assert (engine.cache.slots, engine.routing.name, board.temperature, board.seed) == (24, "cache-prior", 0.5, 3)
     board.close()
 
 
@@ -261,6 +273,8 @@ def test_changes_leave_marks(lab, engine):
     lab.slots = 20
     lab.routing = "cache-prior"
     assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "cache-prior penalty 0.5, keep_top 1"]
+    lab.penalty = 0.25
+    assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "penalty 0.25"]
 
 
 # ------------------------------------------------------------------------------- two dashboards, errors

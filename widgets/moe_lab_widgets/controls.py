@@ -99,7 +99,8 @@ def spec_of(engine: Any) -> dict[str, Any]:
             "top_k": spec.top_k, "expert_bytes": size, "format": engine.format.name, "context": spec.context}
 
 
-def words_of(policy: Any) -> str:
-    """A policy in the words of a mark: ``cache-prior penalty 0.5, keep_top 1``."""
-    values = ", ".join(f"{name} {value:g}" for name, value in policy.values().items())
-    return f"{policy.name} {values}".strip()
+def words_of(policy: Any, before: Any = None) -> str:
+    """A change of policy in the words of a mark: ``cache-prior penalty 0.5``, or only what is new in ``penalty 0.8``."""
+    values, old = policy.values(), before.values() if type(before) is type(policy) else {}
+    said = ", ".join(f"{name} {value:g}" for name, value in values.items() if old.get(name) != value)
+    return said if old else f"{policy.name} {said}".strip()

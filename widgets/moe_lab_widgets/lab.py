@@ -97,8 +97,9 @@ class Lab(anywidget.AnyWidget):
         self._look: tuple[int, int] | None = None
         self._display_id = uuid.uuid4().hex
         self._displayed = False
-        super().__init__(offered=self._session.choices.describe(), model=controls.spec_of(engine), seed=engine.seed,
-                         uid=self._display_id, **{**self._agreed, **traits})
+        self._options: dict[str, Any] = {}
+        super().__init__(offered=self._session.choices.describe(), model=controls.spec_of(engine),
+                         **{"seed": engine.seed, "uid": self._display_id, **self._agreed, **traits})
         self._outbox.fps = self.fps
         self._name_parameters()
         self.observe(self._turned, list(_SETTINGS))
@@ -121,7 +122,7 @@ class Lab(anywidget.AnyWidget):
         """Generate in the background; the cell returns at once.
 
         ``prompt`` (text or token ids) and ``options`` (those of ``engine.stream``) take the places of the traits
-        of that name. Raises ``BusyError`` if the engine generates already, and what ``engine.stream`` raises.
+        of that name; options that are no traits (``stop``, ``stop_at_end``) hold for the Run button too. Raises ``BusyError`` if the engine generates already, and what ``engine.stream`` raises.
         """
         self._start(prompt, options, paused=False)
 
@@ -209,10 +210,11 @@ class Lab(anywidget.AnyWidget):
         prompt = self.prompt if prompt is None else prompt
         if isinstance(prompt, str):
             self.prompt = prompt
+        self._options.update({name: value for name, value in options.items() if not self.has_trait(name)})
         chosen = {
             "max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_k": self.top_k or None,
             "top_p": self.top_p if self.top_p < 1 else None, "repetition_penalty": self.repetition_penalty,
-            "seed": self.seed, **options,
+            "seed": self.seed, **self._options, **options,
         }
         for name in ("max_new_tokens", "temperature", "repetition_penalty", "seed"):
             with contextlib.suppress(tr.TraitError):

@@ -136,11 +136,11 @@ class Session:
             engine.cache.resize(value)
             return f"{value} slots"
         if knob in KINDS:
-            policy = self.choices.build(knob, *value)
-            if policy == getattr(engine, knob):
+            before, policy = getattr(engine, knob), self.choices.build(knob, *value)
+            if policy == before:
                 return ""
             setattr(engine, knob, policy)
-            return words_of(policy)
+            return words_of(policy, before)
         if knob == "bandwidth":
             if engine.disk is None or value == engine.disk.bandwidth / 1e6:
                 return ""

@@ -61,7 +61,7 @@ def png(snapshot: Any, line: str, facts: list[tuple[str, str, str]]) -> bytes:
             _cell(draw, left + expert * w, top + layer * h, w, h, int(cells[layer, expert]))
     draw.text((MARGIN, top + L * h + 16), line, INK, _font(12))
     out = io.BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    image.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -251,7 +251,7 @@ const THUMB = 14;
 /** The hit rate over all cache sizes; its axis lies exactly over the slider below.
  *  @param {HTMLCanvasElement} canvas @param {number[]} hit @param {number} low @param {number} high @param {number} slots @param {Palette} p @param {Ink} ink */
 function drawCurve(canvas, hit, low, high, slots, p, ink) {
-  const [c, w, h] = sheet(canvas), top = 8, base = h - 18;
+  const [c, w, h] = sheet(canvas), top = 15, base = h - 18;
   const X = (/** @type {number} */ s) => THUMB / 2 + ((s - low) / (high - low || 1)) * (w - THUMB);
   const Y = (/** @type {number} */ v) => base - (v / 1e4) * (base - top);
   c.font = `10.5px ${ink.font}`; c.textBaseline = "middle";
@@ -261,7 +261,9 @@ function drawCurve(canvas, hit, low, high, slots, p, ink) {
   const drawn = hit.length > high;
   if (drawn) trace(c, Array.from({ length: high - low + 1 }, (_, i) => [X(low + i), Y(hit[low + i])]), css(p.low), css(p.low, 0.12), base);
   c.fillStyle = ink.soft; c.textAlign = "left"; c.strokeStyle = ink.paper; c.lineWidth = 3; c.lineJoin = "round";
-  for (const [words, v] of /** @type {[string, number][]} */ ([["100 %", 10000], ["50 %", 5000]])) { c.strokeText(words, THUMB / 2 + 3, Y(v) + 9); c.fillText(words, THUMB / 2 + 3, Y(v) + 9); }
+  c.textAlign = "right";
+  for (const [words, v] of /** @type {[string, number][]} */ ([["100 %", 10000], ["50 %", 5000]])) { c.strokeText(words, w - THUMB / 2, Y(v) - 7); c.fillText(words, w - THUMB / 2, Y(v) - 7); }
+  c.lineWidth = 1;
   c.textAlign = "left"; c.fillText(String(low), THUMB / 2, h - 7); c.textAlign = "right"; c.fillText(`${high} slots`, w - THUMB / 2, h - 7);
   const x = X(slots);
   c.strokeStyle = ink.soft; c.setLineDash([3, 3]); c.beginPath(); c.moveTo(x, top); c.lineTo(x, h); c.stroke(); c.setLineDash([]);
@@ -637,7 +639,7 @@ function knob(b, q, get, set, refusal) {
   function draw() {
     if (free()) show(get(), false);
     const bad = refusal();
-    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)} to ${short(q.high)}${q.unit ? " " + q.unit : ""}${q.open_ended ? ", more by typing" : ""}`);
+    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)}–${short(q.high)}${q.open_ended ? "+" : ""}${q.unit ? " " + q.unit : ""}`);
     doc.classList.toggle("bad", Boolean(bad));
   }
   return { el, draw };

@@ -26,9 +26,13 @@ lab"""
 STYLE = "body { caret-color: transparent } .jp-OutputPrompt, .jp-InputPrompt { opacity: .6 }"
 
 
-def _save(data: bytes, file: Path, colours: int = 96) -> None:
-    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(file, "PNG", optimize=True)
+def _save(data: bytes, file: Path, colours: int = 120) -> None:
+    """Write a PNG of its most frequent colours: flat surfaces keep theirs exactly."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    found = sorted(image.getcolors(image.width * image.height), reverse=True)[:colours]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for _, colour in found for channel in colour])
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     print(f"{file}: {image.width} x {image.height}, {file.stat().st_size / 1000:.0f} kB")
 
 
@@ -71,7 +75,7 @@ def make(folder: Path) -> None:
                 tab.page.set_viewport_size({"width": 760, "height": 2600})
                 tab.page.evaluate("() => { document.querySelector('.moelab').parentElement.style.width = '390px'; }")
                 tab.page.wait_for_timeout(800)
-                _save(tab.page.locator(".moelab").screenshot(), folder / "dashboard-narrow.png", 48)
+                _save(tab.page.locator(".moelab").screenshot(), folder / "dashboard-narrow.png", 80)
             assert tab.problems == [], tab.problems
             tab.shut()
     print(f"{sum(f.stat().st_size for f in folder.glob('dashboard-*.png')) / 1000:.0f} kB in all")

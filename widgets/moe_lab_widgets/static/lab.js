@@ -120,6 +120,8 @@ export function move(at, key, rows, cols) {
   return { row: clip(at.row + d[0], rows), col: clip(at.col + d[1], cols) };
 }
 
+/** What of a byte is seen: on disk, nothing else. @param {number} byte */
+export const look = (byte) => (byte & RESIDENT ? byte : 0);
 /** Paint one cell: a small square on disk; a full tile resident; a cut corner just loaded; a dot used now; a plus swapped in.
  *  @param {CanvasRenderingContext2D} c @param {Palette} p @param {number} byte @param {number} x @param {number} y @param {number} w @param {number} h @param {number} gap */
 export function paintCell(c, p, byte, x, y, w, h, gap) {
@@ -468,7 +470,7 @@ function map(b) {
     if (!g || g.rows !== f.rows || g.cols !== f.cols) layout(f);
     if (!g) return;
     if (spotted.row >= 0 && shown) cell(f, spotted.row * f.cols + spotted.col, shown[spotted.row * f.cols + spotted.col]);
-    for (let i = 0; i < f.cells.length; i++) if (!shown || shown[i] !== f.cells[i]) cell(f, i);
+    for (let i = 0; i < f.cells.length; i++) if (!shown || look(shown[i]) !== look(f.cells[i])) cell(f, i);
     shown = f.cells;
     spotted = cursor || s.held ? s.at : { row: -1, col: -1 };
     if (spotted.row >= 0 && spotted.row < f.rows && spotted.col < f.cols) {
@@ -639,7 +641,7 @@ function knob(b, q, get, set, refusal) {
   function draw() {
     if (free()) show(get(), false);
     const bad = refusal();
-    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)}–${short(q.high)}${q.open_ended ? "+" : ""}${q.unit ? " " + q.unit : ""}`);
+    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)}\u2060–\u2060${short(q.high)}${q.open_ended ? "+" : ""}${q.unit ? " " + q.unit : ""}`);
     doc.classList.toggle("bad", Boolean(bad));
   }
   return { el, draw };
@@ -811,15 +813,18 @@ function render({ model, el }) {
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   function lost() { gone = true; root.dataset.gone = "1"; draw({ traits: true }); }
   /** @param {{theme?: boolean, data?: boolean, frame?: boolean, traits?: boolean, slow?: boolean}} why */
-  function draw(why) { if (sized) for (const p of panes) p.draw(why); }
+  function draw(why) { if (sized && root.isConnected) for (const p of panes) p.draw(why); }
   function paint() {
     raf = 0; timer = 0;
+    if (!sized || !root.isConnected) return;      // scrolled away, or an old view: the store keeps what it will need
     const s = store, now = performance.now(), slow = stale || now - slowly > 250 || Boolean(s.frame?.still);
     if (slow) { slowly = now; stale = false; }
+    /** @type {{data: boolean, frame: boolean, slow: boolean}} */
     const why = { data: s.changes !== seen, frame: Boolean(s.frame) && s.frame?.seq !== sequence, slow };
     seen = s.changes; sequence = s.frame ? s.frame.seq : -1;
     draw(why);
-    if (!sized || !s.frame) return;
+    root.dataset.took = (performance.now() - now).toFixed(1);
+    if (!s.frame) return;
     s.painted = Math.max(s.painted, s.frame.seq);
     root.dataset.lag = String(Math.round(Date.now() - s.frame.sent));
     root.dataset.painted = String(1 + Number(root.dataset.painted || 0));
@@ -858,11 +863,13 @@ function render({ model, el }) {
   const themes = new MutationObserver(theme);
   themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
   const size = new ResizeObserver(() => {       // at render() the element is not in the page yet: no width, no colours
-    const now = `${root.clientWidth}`;
-    if (root.clientWidth === 0 || now === sized) return;
+    const now = root.clientWidth ? `${root.clientWidth}` : "";     // none: a notebook takes cells out that are scrolled away
+    if (now === sized) return;
     const first = !sized;
     sized = now;
+    if (!sized) return;
     theme();
+    soon();
     if (first && store.focus && (!document.activeElement || document.activeElement === document.body)) /** @type {HTMLElement | null} */ (Array.from(root.querySelectorAll("*")).find((x) => mark(x) === store.focus))?.focus({ preventScroll: true });
   });
   size.observe(root);

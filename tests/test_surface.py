@@ -13,7 +13,7 @@ import moe_lab as ml
 HEAVY = ("torch", "transformers", "numba", "llvmlite", "IPython", "ipywidgets", "anywidget", "traitlets", "pandas",
          "plotly", "numpy", "tokenizers", "huggingface_hub")
 
-PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "record", "replay", "sweep", "Parameter", "routing",
+PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "record", "replay", "sweep", "tune", "Parameter", "routing",
           "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__"}
 
 
@@ -58,3 +58,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 def test_star_import_brings_every_name() -> None:
     code = "from moe_lab import *; import moe_lab; print(all(name in globals() for name in moe_lab.__all__))"
     assert fresh(code).strip() == "True"
+
+
+@pytest.mark.parametrize("own", [None, "active"])
+def test_waiting_threads_sleep_unless_the_user_said_otherwise(own: str | None) -> None:
+    code = f"""
+import os
+os.environ.pop("OMP_WAIT_POLICY", None)
+if {own!r}: os.environ["OMP_WAIT_POLICY"] = {own!r}
+import moe_lab
+print(os.environ["OMP_WAIT_POLICY"])"""
+    assert fresh(code).strip() == (own or "passive")

@@ -171,6 +171,18 @@ class Engine:
         """The checkpoint's weight files."""
         return tuple(str(path) for path in self._experts.readers.store.plan.files)
 
+    def disk_rate(self, reads: int = 32) -> float:
+        """Bytes a second of the simulated disk, or as ``reads`` experts come from the real one (from the page cache,
+        where the files lie there)."""
+        if self._disk is not None:
+            return self._disk.bandwidth
+        cache, spec = self._experts, self.spec
+        slot = np.empty(cache.slot_bytes, dtype=np.uint8)
+        draw = np.random.default_rng(self.seed)
+        loads = [cache.readers.load(int(draw.integers(spec.L)), [(int(draw.integers(spec.experts)), slot)])
+                 for _ in range(reads)]
+        return sum(size for size, _ in loads) / max(1e-9, sum(wait for _, wait in loads))
+
     @property
     def busy(self) -> bool:
         """Whether some thread is generating."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
 from moe_lab.cache import ExpertCache, slots_for
 from moe_lab.engine.engine import Engine
+from moe_lab.engine.setup import Setup
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import FORMATS
@@ -21,9 +23,9 @@ from moe_lab.units import format_bytes
 
 
 def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | None = None,
-         routing: str | RoutingPolicy | type[RoutingPolicy] = "original",
-         eviction: str | EvictionPolicy | type[EvictionPolicy] = "lru",
-         disk: Disk | None = None, seed: int = 0) -> Engine:
+         routing: str | RoutingPolicy | type[RoutingPolicy] | None = None,
+         eviction: str | EvictionPolicy | type[EvictionPolicy] | None = None,
+         disk: Disk | None = None, seed: int = 0, setup: str | Path | None = None) -> Engine:
     """Load a mixture-of-experts model whose experts stay on disk.
 
     ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
@@ -31,20 +33,30 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"`` or
     ``"bf16"``, by default the checkpoint's own precision. ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
     readers down, named as simulated everywhere (what is loaded before the first token is not slowed). ``seed``
-    is the default of sampling and of policies that draw.
+    is the default of sampling and of policies that draw. ``routing`` is ``"original"`` and ``eviction`` ``"lru"``
+    unless told. ``setup``: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is
+    typed beside it goes first.
 
     Raises ``CheckpointError``, ``UnsupportedModelError``, ``BudgetError``, ``PolicyError``, ``SettingError``.
 
     >>> import moe_lab as ml
     >>> engine = ml.load("pocket", cache="50%")                             # doctest: +SKIP
     """
-    chosen_routing = resolve(routing, ROUTING, "routing")
-    chosen_eviction = resolve(eviction, EVICTION, "eviction")
+    tuned = None if setup is None else Setup.read(setup)
+    if tuned is not None:
+        routing = tuned.policy("routing", ROUTING) if routing is None else routing
+        eviction = tuned.policy("eviction", EVICTION) if eviction is None else eviction
+    chosen_routing = resolve("original" if routing is None else routing, ROUTING, "routing")
+    chosen_eviction = resolve("lru" if eviction is None else eviction, EVICTION, "eviction")
     if disk is not None and not isinstance(disk, Disk):
         raise SettingError(f"disk={disk!r} is not a disk; type disk=ml.Disk(bandwidth='200 MB/s')")
     folder = resolve_model(model)
     studied = study(folder, model)
     spec = studied.spec
+    if tuned is not None:
+        tuned.check(spec)
+        cache = tuned.cache if cache is None else cache
+        weights = tuned.weights if weights is None else weights  # type: ignore[assignment]
     name = spec.dtype if weights is None else weights
     if name not in FORMATS:
         raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")

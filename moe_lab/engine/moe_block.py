@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lab.cache import ExpertCache
-from moe_lab.cache.experts import Traffic
+from moe_lab.cache.held import Traffic
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.walk import walk

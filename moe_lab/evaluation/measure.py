@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,12 @@ def compare(original: torch.Tensor, routed: torch.Tensor) -> tuple[float, int]:
     return distance, same
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("moe-lab", "torch", "transformers", "numba")}
+
+
 def made() -> dict[str, Any]:
     """With what a figure was made."""
-    return {"versions": {name: version(name) for name in ("moe-lab", "torch", "transformers", "numba")},
-            "machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"versions": _versions(), "machine": platform.machine(), "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from moe_lab.engine import Engine
+    from moe_lab.spec import ModelSpec
 
 HELD_SHARE = 0.5
 """Share of the free memory in which a sweep keeps experts, so that it reads each once."""
@@ -51,15 +52,23 @@ class Sweep:
     # --- computing ------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Point]:
+        yield from self._run(self.settings)
+        self._reference.close()
+        if self._failure is not None and not self.points:
+            raise self._failure
+
+    def extend(self, settings: Sequence[Setting]) -> list[Point]:
+        """Add settings and compute them; what later ones need is kept until the sweep is finished."""
+        self.settings = tuple(dict.fromkeys([*self.settings, *settings]))
+        return list(self._run(settings))
+
+    def _run(self, settings: Sequence[Setting]) -> Iterator[Point]:
         with self._progress() as tick:
-            for setting in self.settings:
+            for setting in settings:
                 if setting not in self._points:
                     self._points[setting] = self._compute(setting, tick)
                 if (point := self._points[setting]) is not None:
                     yield point
-        self._reference.close()
-        if self._failure is not None and not self.points:
-            raise self._failure
 
     def _progress(self) -> Any:
         missing = [s for s in self.settings if s not in self._points and self._results.get(self._key(s)) is None]
@@ -108,6 +117,16 @@ class Sweep:
         return self._bounds[slots]
 
     # --- answers --------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, in numbers."""
+        return self._engine.spec
+
+    @property
+    def routes(self) -> bool:
+        """Whether the model takes routing policies."""
+        return self._engine.routes
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -1,0 +1,110 @@
+"""A setup: the setting that a tuning chose, in a small JSON file that ``ml.load(..., setup=...)`` takes.
+
+Knows names and numbers. A policy is its name and its parameters; its code stays where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_lab.errors import PolicyError, SettingError
+from moe_lab.policy import P, Policy
+from moe_lab.spec import ModelSpec
+
+VERSION = 1
+_SHAPE = ("family", "experts", "top_k", "hidden", "expert_hidden")
+
+
+def shape_of(spec: ModelSpec) -> dict[str, Any]:
+    """What a model must share with the one that a setup was tuned on."""
+    return {"layers": spec.L, **{name: getattr(spec, name) for name in _SHAPE}}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Policies by name and values, slots and weight format, for models of one shape.
+
+    >>> Setup("lru", {}, "cache-prior", {"penalty": 0.2}, 32, "bf16", {"experts": 64}).cache
+    32
+    """
+
+    eviction: str
+    eviction_values: Mapping[str, float]
+    routing: str
+    routing_values: Mapping[str, float]
+    cache: int
+    """Slots a layer."""
+    weights: str
+    model: Mapping[str, Any]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """Figures that speak for it; for people, not read back by ``load``."""
+
+    def write(self, path: str | Path) -> None:
+        """Write to ``path``, whole or not at all."""
+        path = Path(path)
+        text = json.dumps({
+            "moe_lab_setup": VERSION, "model": dict(self.model), "weights": self.weights, "cache": self.cache,
+            "routing": {"name": self.routing, "values": dict(self.routing_values)},
+            "eviction": {"name": self.eviction, "values": dict(self.eviction_values)},
+            "evidence": dict(self.evidence),
+        }, indent=2)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_text(text + "\n", encoding="utf-8")
+            os.replace(part, path)
+        except OSError as error:
+            raise SettingError(f"the setup cannot be written to {path}: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> Setup:
+        """The setup in ``path``. Raises ``SettingError`` for a file that is missing or not a whole setup."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingError(f"setup={str(path)!r} cannot be read: {error.strerror}; ml.tune(..., setup='file') "
+                               "writes one") from error
+        except ValueError as error:
+            raise SettingError(f"setup={str(path)!r} is not JSON: {error}") from error
+        if not isinstance(found, dict) or found.get("moe_lab_setup") != VERSION:
+            raise SettingError(f"setup={str(path)!r} is no setup of this version of MoE Lab: it lacks "
+                               f"\"moe_lab_setup\": {VERSION}; write one with ml.tune(..., setup='file')")
+        try:
+            made = cls(found["eviction"]["name"], dict(found["eviction"]["values"]), found["routing"]["name"],
+                       dict(found["routing"]["values"]), found["cache"], found["weights"], dict(found["model"]),
+                       dict(found.get("evidence", {})))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingError(f"setup={str(path)!r} is not whole: {type(error).__name__} {error}; write it again with "
+                               "ml.tune(..., setup='file')") from error
+        names = (made.eviction, made.routing, made.weights)
+        if type(made.cache) is not int or not all(isinstance(name, str) for name in names):
+            raise SettingError(f"setup={str(path)!r} is damaged: cache must be slots, names and weights must be texts")
+        return made
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ``SettingError`` if it was tuned on a model of another shape."""
+        mine = shape_of(spec)
+        if odd := [name for name in mine if self.model.get(name) != mine[name]]:
+            tuned = ", ".join(f"{name} {self.model.get(name)}" for name in odd)
+            raise SettingError(f"this setup was tuned on a model of another shape ({tuned}; {spec.name!r} has "
+                               f"{', '.join(f'{name} {mine[name]}' for name in odd)}); tune this model: ml.tune(...)")
+
+    def policy(self, kind: str, table: Mapping[str, type[P]]) -> P:
+        """The routing or eviction policy that it names."""
+        name, values = (self.routing, self.routing_values) if kind == "routing" else (self.eviction,
+                                                                                        self.eviction_values)
+        if name not in table:
+            raise PolicyError(f"this setup was tuned with the {kind} policy {name!r}, which is not one of MoE Lab's; "
+                              f"define it and type {kind}=... beside setup=")
+        return table[name](**values)
+
+
+def setup_of(routing: Policy, eviction: Policy, cache: int, weights: str, spec: ModelSpec,
+             evidence: Mapping[str, Any]) -> Setup:
+    """The setup of policies on a model."""
+    return Setup(eviction.name, eviction.values(), routing.name, routing.values(), cache, weights, shape_of(spec),
+                 evidence)

@@ -95,17 +95,20 @@ class MoEBlocks:
     def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
                 traffic: Traffic) -> torch.Tensor:
         """Many tokens: grouped by expert, each expert's weights touched once; summed in the order of the gates."""
-        rows, gates = x.float(), weights.float()
-        parts = torch.zeros(*ids.shape, self.D)
-        used = np.unique(ids.numpy())
         act = ACTIVATIONS[self.activation]
-        self.touched += int(np.count_nonzero(used >= 0))
-        for expert, slot in self.cache.visit(layer, used[used >= 0], traffic, self.settle):
-            token, place = torch.nonzero(ids == expert, as_tuple=True)
+        order = torch.argsort(ids.reshape(-1), stable=True)
+        experts, counts = np.unique(ids.numpy(), return_counts=True)
+        ends = zip(experts.tolist(), counts.tolist(), counts.cumsum().tolist(), strict=True)
+        span = {expert: slice(end - n, end) for expert, n, end in ends}
+        rows, out = x.float()[order // ids.shape[1]], torch.zeros(ids.numel(), self.D)
+        used = experts[experts >= 0]
+        self.touched += used.size
+        for expert, slot in self.cache.visit(layer, used, traffic, self.settle):
             gate, up, down = (torch.from_numpy(w) for w in self.format.decode(slot, self.D, self.F))
-            group = rows[token]
-            y = F.linear(act(F.linear(group, gate)) * F.linear(group, up), down)
-            parts[token, place] = y * gates[token, place, None]
+            group = rows[span[expert]]
+            out[span[expert]] = F.linear(act(F.linear(group, gate)) * F.linear(group, up), down)
+        out *= weights.float().reshape(-1)[order, None]
+        parts = torch.empty_like(out).index_copy_(0, order, out).view(*ids.shape, self.D)
         return parts.sum(1).to(x.dtype)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from moe_lab.errors import SettingError
 
@@ -16,7 +17,7 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/%]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str | float, units: dict[str, float], what: str, example: str) -> float:
+def _parse(text: str | float, units: Mapping[str, float], what: str, example: str) -> float:
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise SettingError(f"{what} must be a number or a text like {example!r}, not {text!r}")
     if isinstance(text, (int, float)):
@@ -25,7 +26,8 @@ def _parse(text: str | float, units: dict[str, float], what: str, example: str) 
         match = _NUMBER.fullmatch(text)
         unit = match.group(2).lower() if match else None
         if match is None or (unit and unit not in units):
-            raise SettingError(f"{what} {text!r} is not understood; type one like {example!r} (units: {', '.join(units)})")
+            raise SettingError(f"{what} {text!r} is not understood; type one like {example!r} "
+                               f"(units: {', '.join(units)})")
         value, factor = float(match.group(1)), units[unit] if unit else 1.0
     if not math.isfinite(value) or value < 0:
         raise SettingError(f"{what} must be finite and not negative, not {text!r}; type one like {example!r}")

@@ -41,7 +41,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``checkpoint(family, **options)``: the folder of a tiny random checkpoint, made once; see ``checkpoints.make``."""
+    """``checkpoint(family, **options)``: the folder of a tiny random checkpoint, made once: ``checkpoints.make``."""
     made: dict[str, Path] = {}
 
     def folder(family: str, **options: object) -> Path:

@@ -407,7 +407,10 @@ def test_the_picture_shows_who_is_resident(engine):
     empty = np.asarray(Image.open(io.BytesIO(board.png())).convert("RGB"))
     engine.telemetry.resident[:] = True
     full = np.asarray(Image.open(io.BytesIO(board.png())).convert("RGB"))
-    blue = lambda picture: int(((picture[..., 2].astype(int) - picture[..., 0]) > 60).sum())
+
+    def blue(picture: np.ndarray) -> int:
+        return int(((picture[..., 2].astype(int) - picture[..., 0]) > 60).sum())
+
     assert blue(empty) == 0
     assert blue(full) > 30_000
     board.close()

@@ -100,7 +100,7 @@ def spec_of(engine: Any) -> dict[str, Any]:
 
 
 def words_of(policy: Any, before: Any = None) -> str:
-    """A change of policy in the words of a mark: ``cache-prior penalty 0.5``, or only what is new in ``penalty 0.8``."""
+    """A change of policy in the words of a mark: ``cache-prior penalty 0.5``, or just what is new: ``penalty 0.8``."""
     values, old = policy.values(), before.values() if type(before) is type(policy) else {}
     said = ", ".join(f"{name} {value:g}" for name, value in values.items() if old.get(name) != value)
     return said if old else f"{policy.name} {said}".strip()

@@ -72,7 +72,8 @@ class Lab(anywidget.AnyWidget):
     disk = tr.Unicode("", help="The disk in words; a simulated one is called so.").tag(sync=True)
     error = tr.Unicode("", help="What the run met, if it met something.").tag(sync=True)
     refusals = tr.Dict(help="Messages of refused settings, by name.").tag(sync=True)
-    foreground = tr.Bool(False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
+    foreground = tr.Bool(
+        False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
     offered = tr.Dict(help="What can be turned: policies with their parameters, range of the slots.").tag(sync=True)
     model = tr.Dict(help="The model: name, layers, experts, top_k, bytes of an expert.").tag(sync=True)
 
@@ -122,7 +123,8 @@ class Lab(anywidget.AnyWidget):
         """Generate in the background; the cell returns at once.
 
         ``prompt`` (text or token ids) and ``options`` (those of ``engine.stream``) take the places of the traits
-        of that name; options that are no traits (``stop``, ``stop_at_end``) hold for the Run button too. Raises ``BusyError`` if the engine generates already, and what ``engine.stream`` raises.
+        of that name; options that are no traits (``stop``, ``stop_at_end``) hold for the Run button too. Raises
+        ``BusyError`` if the engine generates already, and what ``engine.stream`` raises.
         """
         self._start(prompt, options, paused=False)
 
@@ -248,7 +250,8 @@ class Lab(anywidget.AnyWidget):
         new = [p for p in names if p.isidentifier() and not hasattr(type(self), p)]
         if not new:
             return
-        self.add_traits(**{p: tr.Float(None, allow_none=True, help=f"Parameter of the {names[p]} policy.") for p in new})
+        self.add_traits(**{p: tr.Float(None, allow_none=True, help=f"Parameter of the {names[p]} policy.")
+                           for p in new})
         self._parameters = {**getattr(self, "_parameters", {}), **{p: names[p] for p in new}}
         self._show_parameters()
         self.observe(self._parameter_turned, new)
@@ -315,7 +318,8 @@ class Lab(anywidget.AnyWidget):
         if not message and knob not in self.refusals:
             return
         with self._speaking():
-            self.refusals = {**{k: v for k, v in self.refusals.items() if k != knob}, **({knob: message} if message else {})}
+            others = {k: v for k, v in self.refusals.items() if k != knob}
+            self.refusals = {**others, **({knob: message} if message else {})}
             if message and not self._session.wished(knob):
                 for name, value in self._session.settings().items():
                     if name.removesuffix("_values") == knob:
@@ -330,7 +334,8 @@ class Lab(anywidget.AnyWidget):
         session, numbers = self._session, self._session.history.numbers()
         with self._page_lock:
             sequence = self._outbox.next()
-            content = {"k": "frame", "cost": round(session.cost, 4), **self._news(sequence % _CURVE_EVERY == 1 or still)}
+            news = self._news(sequence % _CURVE_EVERY == 1 or still)
+            content = {"k": "frame", "cost": round(session.cost, 4), **news}
             self.send(content, [frames.pack(sequence, snapshot, self._before, still)])
             self._before = snapshot.resident
         self.token, self.tokens_per_s = session.history.tokens, numbers.tokens_per_s
@@ -360,7 +365,8 @@ class Lab(anywidget.AnyWidget):
             at["marked"] = history.marked
             news["marks"] = history.marks()
         if with_curve:
-            news["curve"] = {"tokens": session.curve.tokens, "hit": np.rint(session.curve.hit_rate() * 1e4).astype(int).tolist()}
+            hit = np.rint(session.curve.hit_rate() * 1e4).astype(int).tolist()
+            news["curve"] = {"tokens": session.curve.tokens, "hit": hit}
             news["said"] = session.sentences
         if self._look is not None:
             news["cell"] = session.cell(*self._look)

@@ -163,7 +163,8 @@ class Session:
 
     def learn(self) -> bool:
         """Offer the engine's own policies too; returns whether one was new."""
-        return any([self.choices.learn(getattr(self.engine, kind)) for kind in KINDS])
+        learned = [self.choices.learn(getattr(self.engine, kind)) for kind in KINDS]      # each of them, no short cut
+        return any(learned)
 
     # --- a run, told by its driver ----------------------------------------------------------------------
 
@@ -266,7 +267,8 @@ class Session:
         if self.driver is None:
             self.tell()
             snapshot = self.engine.telemetry.snapshot()
-            if self._shown is None or snapshot.token != self._shown.token or (snapshot.resident != self._shown.resident).any():
+            old = self._shown
+            if old is None or snapshot.token != old.token or (snapshot.resident != old.resident).any():
                 self.show()
 
     def show(self) -> None:

@@ -56,7 +56,8 @@ def png(snapshot: Any, line: str, facts: list[tuple[str, str, str]]) -> bytes:
     for layer in range(L):
         if layer % max(1, -(-14 // h)) == 0:
             label = str(layer)
-            draw.text((left - 8 - draw.textlength(label, _font(10)), top + layer * h + h / 2 - 6), label, FAINT, _font(10))
+            at = left - 8 - draw.textlength(label, _font(10)), top + layer * h + h / 2 - 6
+            draw.text(at, label, FAINT, _font(10))
         for expert in range(E):
             _cell(draw, left + expert * w, top + layer * h, w, h, int(cells[layer, expert]))
     draw.text((MARGIN, top + L * h + 16), line, INK, _font(12))

@@ -61,6 +61,7 @@ def server(home: Path, theme: str = "JupyterLab Light", app: str = "lab") -> Ite
     settings = {
         "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
         "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+        "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},     # cells out of sight stay in the page
         "@jupyterlab/apputils-extension/themes": {"theme": theme},
     }
     for key, value in settings.items():
@@ -127,7 +128,7 @@ class Tab:
         self._context.on("request", self._asked)
         self.page = self._context.new_page()
         self.page.on("console", lambda m: self.problems.append(f"console: {m.text[:400]}") if m.type == "error" else None)
-        self.page.on("pageerror", lambda e: self.problems.append(f"page error: {str(e)[:400]}"))
+        self.page.on("pageerror", lambda e: self.problems.append(f"page error: {(e.stack or str(e))[:1500]}"))
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith((self.server.url, self.server.url.replace("http", "ws"), "data:", "blob:")):

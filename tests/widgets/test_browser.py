@@ -311,9 +311,11 @@ def test_the_theme_changes_live_and_the_legend_with_the_map(board):
     light = board.page.evaluate(look)
     board.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     board.until("() => document.querySelector('.moelab').classList.contains('dark')")
+    board.page.wait_for_timeout(700)                 # JupyterLab stumbles over its own style sheets if hurried
     dark = board.page.evaluate(look)
     board.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
     board.until("() => !document.querySelector('.moelab').classList.contains('dark')")
+    board.page.wait_for_timeout(700)
     assert light["legend"] != dark["legend"]
     assert board.page.evaluate(look) == light
     assert light["legend"][2] == [204, 84, 0, 255]
@@ -377,6 +379,31 @@ controls.shipped = _shipped
     assert statistics.median(lags) < 250
     board.clear(2)
     board.do("fast.close()")
+
+
+def test_renewing_the_saved_picture_leaves_one_live_view_and_no_jump(board):
+    running(board, 5)
+    heights = "() => { window.__h = []; window.__o = setInterval(() => window.__h.push(document.querySelector('.moelab')?.closest('.jp-OutputArea-output')?.offsetHeight ?? 0), 5); }"
+    board.page.evaluate(heights)
+    for _ in range(2):
+        press(board, "pause")
+        state(board, "paused")
+        board.page.wait_for_timeout(1600)
+        board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+        press(board, "run")
+        state(board, "running")
+    press(board, "stop")
+    state(board, "stopped")
+    board.page.wait_for_timeout(500)
+    seen = [h for h in board.page.evaluate("() => { clearInterval(window.__o); return window.__h; }") if h]
+    assert max(seen) - min(seen) <= 24, "the output keeps its height while the view is made anew"
+    assert board.page.evaluate("() => document.querySelectorAll('.moelab').length") == 1
+    board.clear(0)                                   # fails in JupyterLab if an old view's node is missing
+    board.until("() => !document.querySelector('.moelab')")
+    board.write(0, "lab")                            # the same dashboard again
+    board.run(0)
+    board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=30)
+    board.write(0, SETUP)
 
 
 def test_two_dashboards_show_one_engine_and_either_stops_it(board):

@@ -331,7 +331,9 @@ export class Store {
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
     this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
+    this.tall = "130px";   // the map's height, for a view that has no picture yet
     this.at = { row: 0, col: 0 }; this.held = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
+    /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}[]} */ this.views = [];
     this.changes = 0;      // counts changes of everything but the frame's cells
     this.painted = 0;      // newest sequence that some view has painted
     /** @type {WeakSet<object>} */ this.known = new WeakSet();
@@ -419,7 +421,7 @@ function numbers(b) {
 /** The residency map, its legend, and the line on the cell under the cursor. @param {Board} b @returns {Pane} */
 function map(b) {
   const s = b.store;
-  const canvas = h("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": "Expert map" });
+  const canvas = h("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": "Expert map", style: `width: 1px; height: ${s.tall}` });
   const line = h("p", { class: "cell" }), heard = h("span", { class: "hidden", "aria-live": "polite" });
   /** @type {[number | number[], string][]} */
   const kinds = [[0, "on disk"], [[0, 5, 10, 15].map((v) => RESIDENT | (v << 4)), "resident, used more"], [RESIDENT | LOADED | (8 << 4), "just loaded"],
@@ -437,9 +439,10 @@ function map(b) {
   function layout(f) {
     dpr = window.devicePixelRatio || 1;
     const style = getComputedStyle(el), width = el.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    if (!(width > 0)) return;
     g = geometry(width, f.rows, f.cols, dpr);
     canvas.width = g.width; canvas.height = g.height + Math.round(16 * dpr);
-    canvas.style.width = `${g.width / dpr}px`; canvas.style.height = `${canvas.height / dpr}px`;
+    canvas.style.width = `${g.width / dpr}px`; canvas.style.height = s.tall = `${canvas.height / dpr}px`;
     canvas.dataset.geometry = JSON.stringify({ ...g, dpr });
     tiles.width = 16 * g.w; tiles.height = 16 * g.h;
     const t = /** @type {CanvasRenderingContext2D} */ (tiles.getContext("2d"));
@@ -490,7 +493,7 @@ function map(b) {
     if (!c) { line.replaceChildren("Point at an expert, or walk the map with the arrow keys. Enter holds it, Space pauses."); return; }
     const [who, what] = describe(c, b.model.get("model").experts);
     line.replaceChildren(h("b", {}, who), ` · ${what}${s.held ? " · held" : ""}`);
-    if (canvas === canvas.getRootNode().activeElement && heard.dataset.wants) { say(heard, `${who}: ${what}`); delete heard.dataset.wants; }
+    if (heard.dataset.wants && c.layer === s.at.row && c.expert === s.at.col) { say(heard, `${who}: ${what}`); delete heard.dataset.wants; }
   }
   const ask = () => {
     if (timer) return;
@@ -809,7 +812,10 @@ function render({ model, el }) {
   root.append(...panes[0].el, ...panes[1].el, ...panes[2].el, ...panes[3].el, desk, ...panes[6].el, ...panes[7].el, ...panes[8].el);
   el.append(root);
 
-  let raf = 0, timer = 0, receipt = 0, slowly = 0, sized = "", seen = -1, sequence = -1, stale = false, wait = 0;
+  /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}} */
+  const me = { el, panel: null, stop };
+  store.views.push(me);
+  let raf = 0, timer = 0, receipt = 0, slowly = 0, sized = "", seen = -1, sequence = -1, stale = false, wait = 0, late = 0;
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   function lost() { gone = true; root.dataset.gone = "1"; draw({ traits: true }); }
   /** @param {{theme?: boolean, data?: boolean, frame?: boolean, traits?: boolean, slow?: boolean}} why */
@@ -860,14 +866,17 @@ function render({ model, el }) {
   root.addEventListener("focusin", (/** @type {FocusEvent} */ e) => { store.focus = mark(/** @type {Element} */ (e.target)); }, b.on);
   root.addEventListener("focusout", (/** @type {FocusEvent} */ e) => { if (e.relatedTarget) store.focus = ""; }, b.on);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) { clearTimeout(timer); timer = 0; soon(); } }, b.on);
-  const themes = new MutationObserver(theme);
+  const themed = () => { requestAnimationFrame(theme); };       // once the new style sheet is in force
+  const themes = new MutationObserver(themed);
   themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
   const size = new ResizeObserver(() => {       // at render() the element is not in the page yet: no width, no colours
     const now = root.clientWidth ? `${root.clientWidth}` : "";     // none: a notebook takes cells out that are scrolled away
+    if (now && me.panel) /** @type {HTMLElement} */ (me.panel).style.minHeight = `${root.offsetHeight}px`;
     if (now === sized) return;
     const first = !sized;
     sized = now;
     if (!sized) return;
+    if (first) { succeed(store, me, false); late = window.setTimeout(() => succeed(store, me, true), 2000); }
     theme();
     soon();
     if (first && store.focus && (!document.activeElement || document.activeElement === document.body)) /** @type {HTMLElement | null} */ (Array.from(root.querySelectorAll("*")).find((x) => mark(x) === store.focus))?.focus({ preventScroll: true });
@@ -879,12 +888,29 @@ function render({ model, el }) {
   model.on("comm_live_update", alive);
   wait = window.setTimeout(() => { if (!store.answered) { root.dataset.waiting = "1"; traits(); } }, 1000);
   b.tell({ hello: 1 });
-  return () => {
+  function stop() {
     end.abort(); themes.disconnect(); size.disconnect(); cancelAnimationFrame(raf);
-    for (const t of [timer, receipt, wait]) clearTimeout(t);
+    for (const t of [timer, receipt, wait, late]) clearTimeout(t);
     model.off("msg:custom", take); model.off("comm_live_update", alive);
     for (const t of TRAITS) model.off(`change:${t}`, traits);
-  };
+  }
+  return () => { stop(); store.views = store.views.filter((v) => v !== me); };
+}
+/** A view takes the place of older ones in its output. When the saved picture is renewed, JupyterLab makes the view
+ *  anew: it drops the old one's node but keeps its widget, which would listen for ever and fail when the output goes,
+ *  looking for its node. So the old view is stopped, and its node put back, empty and unseen; `orphans`: also those
+ *  that were dropped before they were ever shown.
+ *  @param {Store} store @param {{el: HTMLElement, panel: Element | null, stop: () => void}} me @param {boolean} orphans */
+function succeed(store, me, orphans) {
+  if (!me.el.parentElement) return;
+  me.panel = me.el.parentElement;
+  for (const old of store.views) {
+    if (old === me || old.el.isConnected || !(old.panel === me.panel || (orphans && !old.panel && !old.el.parentElement))) continue;
+    old.stop();
+    old.el.replaceChildren();
+    old.el.style.display = "none";
+    me.panel.append(old.el);
+  }
 }
 /** A name for an element that is the same in the next view. @param {Element} e */
 const mark = (e) => e.getAttribute("data-do") || (e.closest("[data-knob]")?.getAttribute("data-knob") || "") + e.tagName + e.className;

@@ -202,6 +202,12 @@ class Telemetry:
     def _count(self, now: _Pass) -> tuple[int, int, int]:
         """Add the pass to the cumulative counts; returns uses, hits, swapped."""
         ids, hits = now.routes.ids, now.routes.hits
+        if now.T == 1 and ids.min() >= 0:                # the usual token: all K experts, in all layers
+            at = self._layer_of, ids[:, 0]
+            self.uses[at] += 1
+            self.hits[at] += hits[:, 0]
+            self.last_use[at] = self.token
+            return ids.size, int(np.count_nonzero(hits)), int(np.count_nonzero(now.routes.rank >= self.K))
         chosen = ids >= 0
         if now.T == 1:
             at = self._layer_of[chosen[:, 0]], ids[chosen]

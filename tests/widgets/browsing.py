@@ -51,8 +51,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(home: Path, theme: str = "JupyterLab Light", app: str = "lab") -> Iterator[Server]:
-    """JupyterLab (or ``notebook``) on a free port of this machine, with everything of its own under ``home``."""
+def server(home: Path, theme: str = "JupyterLab Light", app: str = "lab", other_kernel: str = "") -> Iterator[Server]:
+    """JupyterLab (or ``notebook``) on a free port of this machine, with everything of its own under ``home``.
+
+    ``other_kernel`` is a folder with another ipykernel in it; the kernel ``other`` then runs that one.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -64,12 +67,19 @@ def server(home: Path, theme: str = "JupyterLab Light", app: str = "lab") -> Ite
         "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},     # cells out of sight stay in the page
         "@jupyterlab/apputils-extension/themes": {"theme": theme},
     }
-    for key, value in settings.items():
+    for key, value in settings.items() if app == "lab" else ():        # Notebook 7 has not all of these plug-ins
         file = home / "settings" / f"{key}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))
+    if other_kernel:
+        kernel = home / "data" / "kernels" / "other"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps({
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "other", "language": "python",
+            "env": {"PYTHONPATH": os.pathsep.join([other_kernel, str(ROOT), str(ROOT / "widgets"), str(Path(__file__).parent)])}}))
     env = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
     env |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTER_DATA_DIR": str(home / "data"),
             "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
             "IPYTHONDIR": str(home / "ipython"), "HF_HUB_OFFLINE": "1", "JUPYTER_PLATFORM_DIRS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "widgets"), str(Path(__file__).parent)])}

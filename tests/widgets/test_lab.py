@@ -378,9 +378,9 @@ def test_without_a_page_the_generator_is_not_held_up(lab, engine):
 
 def test_pictures_come_at_the_rate_that_was_asked_for(lab, engine):
     lab.fps = 20
-    lab._outbox.patient = False
+    lab._page.outbox.patient = False
     stamps = []
-    lab.send = lambda content, buffers=None: (stamps.append(time.monotonic()), lab._outbox.heard(lab._outbox.sequence))
+    lab.send = lambda content, buffers=None: (stamps.append(time.monotonic()), lab._page.outbox.heard(lab._page.outbox.sequence))
     lab.start("a", max_new_tokens=400)
     lab.result(20)
     rate = (len(stamps) - 2) / (stamps[-2] - stamps[0])

@@ -68,7 +68,8 @@ class ReuseCurve:
         """(E + 1,) float64: the hit rate with 0, 1, ... E slots a layer."""
         uses = self._counts[1:].sum()
         hits = np.concatenate([[0], np.cumsum(self._counts[1 : self.E + 1])])
-        return hits / max(1, uses)
+        rate: np.ndarray = hits / max(1, int(uses))
+        return rate
 
     def forget(self) -> None:
         """Start the count anew; the stack stays."""

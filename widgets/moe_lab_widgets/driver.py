@@ -151,12 +151,16 @@ class ThreadDriver:
                 session.renew_still()
                 renewed = True
             session.settle()
-            if self._stopping:
+            if self._ending():
                 return False
             if not self._paused or self._take_a_step():
                 self._standing.clear()
                 session.resumes()
                 return True
+
+    def _ending(self) -> bool:
+        """Whether another thread has asked for the end meanwhile."""
+        return self._stopping
 
     def _take_a_step(self) -> bool:
         with self._change:

@@ -35,10 +35,11 @@ def cells(snapshot: Any, before: np.ndarray | None = None) -> np.ndarray:
         loaded = loaded | (resident & ~before)
     uses = np.sqrt(snapshot.uses)
     level = np.rint(uses / max(uses.max(), 1e-9) * (LEVELS - 1)).astype(np.uint8)
-    return (
+    byte: np.ndarray = (
         resident * np.uint8(RESIDENT) | loaded * np.uint8(LOADED) | snapshot.used * np.uint8(USED)
         | snapshot.swapped * np.uint8(SWAPPED) | level << np.uint8(4)
     ).astype(np.uint8)
+    return byte
 
 
 def pack(sequence: int, snapshot: Any, before: np.ndarray | None = None, still: bool = False) -> bytes:

@@ -11,10 +11,8 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets as tr
 from IPython import get_ipython
@@ -22,17 +20,16 @@ from IPython.display import display, update_display
 
 from moe_lab.errors import MoELabError, SettingError
 from moe_lab.units import format_bytes
-from moe_lab_widgets import controls, frames, still
+from moe_lab_widgets import controls, still
 from moe_lab_widgets.driver import ForegroundDriver, Result, ThreadDriver
+from moe_lab_widgets.page import Page
 from moe_lab_widgets.session import Session
+from moe_lab_widgets.state import LabState
 
-_STATIC = Path(__file__).parent / "static"
 _SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth")
-_CURVE_EVERY = 5
-"""The curve goes with every fifth frame."""
 
 
-class Lab(anywidget.AnyWidget):
+class Lab(LabState):
     """The live dashboard of an engine.
 
     >>> import moe_lab as ml
@@ -46,42 +43,6 @@ class Lab(anywidget.AnyWidget):
     has no such parameter, so that ``ipywidgets.link((slider, "value"), (lab, "penalty"))`` works.
     """
 
-    _esm = _STATIC / "lab.js"
-    _css = _STATIC / "lab.css"
-
-    slots = tr.Int(0, help="Cache slots a layer; acts at the next token.").tag(sync=True)
-    routing = tr.Unicode("", help="Name of the routing policy; acts at the next token.").tag(sync=True)
-    routing_values = tr.Dict(help="Its parameters by name.").tag(sync=True)
-    eviction = tr.Unicode("", help="Name of the eviction policy; acts at the next token.").tag(sync=True)
-    eviction_values = tr.Dict(help="Its parameters by name.").tag(sync=True)
-    bandwidth = tr.Float(0.0, help="Bandwidth of the simulated disk in MB/s; 0 where the disk is real.").tag(sync=True)
-
-    prompt = tr.Unicode("def fibonacci(n):", help="What the next run starts from.").tag(sync=True)
-    max_new_tokens = tr.Int(400, help="Tokens of the next run at most.").tag(sync=True)
-    temperature = tr.Float(0.0, help="Of the next run; 0 is greedy.").tag(sync=True)
-    top_k = tr.Int(0, help="Of the next run; 0 means all tokens.").tag(sync=True)
-    top_p = tr.Float(1.0, help="Of the next run; 1 means all tokens.").tag(sync=True)
-    repetition_penalty = tr.Float(1.0, help="Of the next run; 1 changes nothing.").tag(sync=True)
-    seed = tr.Int(0, help="Of the next run.").tag(sync=True)
-    fps = tr.Float(10.0, min=0.2, max=60.0, help="Pictures a second at most.").tag(sync=True)
-
-    uid = tr.Unicode("", help="Tells dashboards on one page apart.").tag(sync=True)
-    state = tr.Unicode("ready", help="ready, running, paused, stopped or finished.").tag(sync=True)
-    finish = tr.Unicode("", help="Why the last run ended: end, length, stop or context.").tag(sync=True)
-    exact = tr.Bool(True, help="Whether nothing alters the model's answers.").tag(sync=True)
-    disk = tr.Unicode("", help="The disk in words; a simulated one is called so.").tag(sync=True)
-    error = tr.Unicode("", help="What the run met, if it met something.").tag(sync=True)
-    refusals = tr.Dict(help="Messages of refused settings, by name.").tag(sync=True)
-    foreground = tr.Bool(
-        False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
-    offered = tr.Dict(help="What can be turned: policies with their parameters, range of the slots.").tag(sync=True)
-    model = tr.Dict(help="The model: name, layers, experts, top_k, bytes of an expert.").tag(sync=True)
-
-    token = tr.Int(0, help="Tokens generated since the dashboard was made.")
-    tokens_per_s = tr.Float(0.0, help="Speed over the last two seconds.")
-    hit_rate = tr.Float(0.0, help="Share of the expert uses that found theirs resident, last two seconds.")
-    read_mib_per_token = tr.Float(0.0, help="MiB read for a token, last two seconds.")
-
     def __init__(self, engine: Any, *, policies: Iterable[Any] = (), **traits: Any) -> None:
         if unknown := [name for name in traits if name not in self.trait_names()]:
             raise SettingError(f"Lab has no setting {unknown[0]!r}; it has {', '.join(self.class_own_traits())}")
@@ -91,20 +52,16 @@ class Lab(anywidget.AnyWidget):
         self._session = Session.of(engine, policies)
         self._agreed: dict[str, Any] = self._session.settings()
         self._reflecting = 0
-        self._page_lock = threading.RLock()
-        self._outbox = frames.Outbox()
-        self._before: np.ndarray | None = None
-        self._at = {"run": -1, "text": 0, "points": 0, "marked": -1}
-        self._look: tuple[int, int] | None = None
+        self._page = Page(self._session, lambda content, buffers: self.send(content, buffers))
         self._display_id = uuid.uuid4().hex
         self._displayed = False
         self._options: dict[str, Any] = {}
         super().__init__(offered=self._session.choices.describe(), model=controls.spec_of(engine),
                          **{"seed": engine.seed, "uid": self._display_id, **self._agreed, **traits})
-        self._outbox.fps = self.fps
+        self._page.outbox.fps = self.fps
         self._name_parameters()
         self.observe(self._turned, list(_SETTINGS))
-        self.observe(lambda change: setattr(self._outbox, "fps", change["new"]), "fps")
+        self.observe(lambda change: setattr(self._page.outbox, "fps", change["new"]), "fps")
         self.on_msg(self._heard)
         self._session.views.append(self)
         self._listen_to_cells(True)
@@ -278,7 +235,7 @@ class Lab(anywidget.AnyWidget):
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
         """Traits set inside are the engine's words, not the user's wishes."""
-        with self._page_lock:
+        with self._page.lock:
             outer, self._reflecting = self._reflecting, threading.get_ident()
             try:
                 yield
@@ -311,7 +268,7 @@ class Lab(anywidget.AnyWidget):
             self.disk = "real disk" if self.engine.disk is None else repr(self.engine.disk)
             self.finish, self.error, self.state = session.finish, session.error, session.state
             self.foreground = session.driver is not None and session.driver.foreground
-            self._outbox.patient = not self.foreground
+            self._page.outbox.patient = not self.foreground
 
     def refused(self, knob: str, message: str) -> None:
         """Show a refusal under its control and put the last good value back; an empty message clears it."""
@@ -327,76 +284,34 @@ class Lab(anywidget.AnyWidget):
 
     def due(self) -> bool:
         """Whether the page can take a picture now."""
-        return self._outbox.due()
+        return self._page.outbox.due()
 
     def show(self, snapshot: Any, still: bool) -> None:
         """Send a picture with the news since the last one."""
-        session, numbers = self._session, self._session.history.numbers()
-        with self._page_lock:
-            sequence = self._outbox.next()
-            news = self._news(sequence % _CURVE_EVERY == 1 or still)
-            content = {"k": "frame", "cost": round(session.cost, 4), **news}
-            self.send(content, [frames.pack(sequence, snapshot, self._before, still)])
-            self._before = snapshot.resident
-        self.token, self.tokens_per_s = session.history.tokens, numbers.tokens_per_s
+        self._page.picture(snapshot, still)
+        history = self._session.history
+        numbers = history.numbers()
+        self.token, self.tokens_per_s = history.tokens, numbers.tokens_per_s
         self.hit_rate, self.read_mib_per_token = numbers.hit_rate, numbers.read_bytes_per_token / 2**20
 
     def renew_still(self) -> None:
         """Renew the picture in the saved notebook."""
         if self._displayed:
-            update_display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)
+            update_display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
 
     # --- messages ------------------------------------------------------------------------------------------------
-
-    def _news(self, with_curve: bool) -> dict[str, Any]:
-        """Everything since the last message: numbers, text, points; marks and sentences where they changed."""
-        session, history, at = self._session, self._session.history, self._at
-        if at["run"] != history.run:
-            at.update(run=history.run, text=0)
-        numbers = history.numbers()
-        first, pieces = history.text_since(at["text"])
-        first_point, points = history.points_since(at["points"])
-        at.update(text=first + len(pieces), points=first_point + len(points))
-        news: dict[str, Any] = {
-            "run": history.run, "token": history.tokens, "text": [first, pieces], "points": [first_point, points],
-            "numbers": [numbers.tokens_per_s, numbers.hit_rate, numbers.read_bytes_per_token, numbers.swapped_share],
-        }
-        if at["marked"] != history.marked:
-            at["marked"] = history.marked
-            news["marks"] = history.marks()
-        if with_curve:
-            hit = np.rint(session.curve.hit_rate() * 1e4).astype(int).tolist()
-            news["curve"] = {"tokens": session.curve.tokens, "hit": hit}
-            news["said"] = session.sentences
-        if self._look is not None:
-            news["cell"] = session.cell(*self._look)
-        return news
-
-    def _send_all(self) -> None:
-        """A view has come or come back: all there is, from the beginning."""
-        with self._page_lock:
-            self._at = {"run": -1, "text": 0, "points": 0, "marked": -1}
-            now = self.engine.telemetry.snapshot()
-            still_one = self.state != "running"
-            content = {"k": "full", "cost": round(self._session.cost, 4), **self._news(with_curve=True)}
-            self.send(content, [frames.pack(self._outbox.next(), now, None, still_one)])
-            self._before = now.resident
-        self.reflect()
 
     def _heard(self, _widget: Any, content: Any, _buffers: Any) -> None:
         """A message of the page; everything in it is doubted."""
         if not isinstance(content, dict):
             return
         if "ack" in content:
-            self._outbox.heard(int(content["ack"]))
+            self._page.outbox.heard(int(content["ack"]))
         if "hello" in content:
-            self._outbox.heard(self._outbox.sequence)
-            self._send_all()
+            self._page.everything(still=self.state != "running")
+            self.reflect()
         if "look" in content:
-            place = content["look"]
-            self._look = (int(place[0]), int(place[1])) if place else None
-            if self._look is not None:
-                self.send({"k": "cell", "cell": self._session.cell(*self._look)})
+            self._page.look(content["look"])
         command = {"run": self._run_or_resume, "pause": self.pause, "step": self.one_token, "stop": self.stop,
                    "reset": self.reset}.get(str(content.get("do", "")))
         if command is not None:
@@ -422,9 +337,9 @@ class Lab(anywidget.AnyWidget):
             terminal.show(self)
             return
         self._displayed = True
-        display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)
+        display(self._repr_mimebundle_(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The live view for front ends that have a kernel; a picture and a sentence for all others."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})

@@ -1,0 +1,66 @@
+"""A smoke test where else the dashboard has to run: Notebook 7, and JupyterLab with ipykernel 6.31."""
+
+import os
+
+import browsing
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CELL = """
+import fake_engine, ipykernel, moe_lab_widgets.controls as controls
+controls.shipped = lambda: fake_engine.TABLES
+from moe_lab_widgets import Lab
+engine = fake_engine.FakeEngine(token_s=0.02)
+lab = Lab(engine, max_new_tokens=100_000)
+lab
+"""
+
+
+@pytest.mark.parametrize("place", ["notebook 7", "ipykernel 6.31"])
+def test_it_runs_a_slider_acts_and_stop_ends_it(browser, tmp_path, place):
+    other = os.environ.get("MOE_LAB_IPYKERNEL6", "")
+    if place == "ipykernel 6.31" and not other:
+        pytest.skip("no ipykernel 6.31: pip install --no-deps --target FOLDER ipykernel==6.31.0, and set MOE_LAB_IPYKERNEL6=FOLDER")
+    app, kernel = ("notebook", "python3") if place == "notebook 7" else ("lab", "other")
+    with browsing.server(tmp_path, app=app, other_kernel=other) as server:
+        tab = browsing.Tab(browser, server)
+        tab.open(server.notebook("smoke", [CELL], kernel), app)
+        tab.page.wait_for_timeout(500)
+        tab.problems.clear()        # Notebook 7.6 complains of a setting of its own while it starts
+        tab.run(0)
+        tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+        if kernel == "other":
+            assert tab.ask("ipykernel.__version__") == "6.31.0"
+        tab.page.click(".moelab [data-do=run]")
+        tab.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 20")
+        tab.page.get_by_role("slider", name="slots").evaluate(
+            "e => { e.value = 33; e.dispatchEvent(new Event('input', { bubbles: true })); }")
+        tab.until_asked("engine.cache.slots == 33")
+        assert tab.ask("lab.state") == "running"
+        tab.page.click(".moelab [data-do=stop]")
+        tab.until("() => document.querySelector('.moelab').dataset.state === 'stopped'")
+        tab.page.wait_for_timeout(700)
+        problems = tab.problems
+        tab.shut()
+    assert problems == []
+
+
+def test_a_loop_in_a_cell_shows_itself_while_the_kernel_is_busy(open_tab):
+    tab = open_tab(CELL, "for step in lab.watch(engine.stream('a', max_new_tokens=150)):\n    pass")
+    tab.run(0)
+    tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+    tab.run(1, wait=False)
+    tab.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 40")
+    assert "A loop in a cell" in tab.page.locator(".moelab .note").text_content()
+    assert tab.page.locator(".moelab").get_attribute("data-state") == "running"
+    tab.until("() => document.querySelector('.moelab').dataset.state === 'finished'")
+    tab.until("() => document.querySelector('.moelab canvas.map').dataset.token === '150'")
+
+
+def test_a_view_that_comes_while_the_kernel_is_busy_says_so_and_then_fills(open_tab):
+    tab = open_tab(CELL, "import time\nlab2 = Lab(engine)\ndisplay(lab2)\ntime.sleep(3)")
+    tab.run(0)
+    tab.run(1, wait=False)
+    tab.until("() => document.querySelectorAll('.moelab')[1]?.querySelector('.note').textContent.startsWith('Waiting for the kernel')")
+    tab.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")

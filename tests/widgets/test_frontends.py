@@ -1,6 +1,7 @@
 """A smoke test where else the dashboard has to run: Notebook 7, and JupyterLab with ipykernel 6.31."""
 
 import os
+import shutil
 
 import browsing
 import pytest
@@ -15,6 +16,28 @@ engine = fake_engine.FakeEngine(token_s=0.02)
 lab = Lab(engine, max_new_tokens=100_000)
 lab
 """
+
+
+def test_the_welcome_notebook_opens_with_a_dashboard_that_writes_and_takes_its_own_advice(jupyter, browser):
+    shutil.copy(browsing.ROOT / "notebooks" / "00_welcome.ipynb", jupyter.work / "welcome.ipynb")
+    tab = browsing.Tab(browser, jupyter)
+    tab.open("welcome.ipynb")
+    first, stop = [i for i, kind in enumerate(tab.page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.content.widgets.map(c => c.model.type)")) if kind == "code"][:2]
+    tab.run(first)
+    tab.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 20", seconds=30)
+    slow = tab.ask("lab.hit_rate")
+    tab.page.get_by_label("routing", exact=True).select_option("cache-prior")
+    tab.page.get_by_role("slider", name="penalty").evaluate(
+        "e => { e.value = 90; e.dispatchEvent(new Event('input', { bubbles: true })); }")
+    tab.until_asked(f"lab.hit_rate > {slow} + 0.05", 30)
+    tab.run(stop)
+    tab.until("() => document.querySelector('.moelab').dataset.state === 'stopped'")
+    assert tab.output(stop).startswith("pocket: olmoe")
+    tab.page.wait_for_timeout(500)
+    problems = tab.problems
+    tab.shut()
+    assert problems == []
 
 
 @pytest.mark.parametrize("place", ["notebook 7", "ipykernel 6.31"])

@@ -20,7 +20,7 @@ from PIL import Image
 CELL = """import moe_lab as ml
 from moe_lab_widgets import Lab
 
-engine = ml.load("pocket", cache="25%", disk=ml.Disk("200 MB/s"))
+engine = ml.load("pocket", cache="25%", disk=ml.Disk("100 MB/s"))
 lab = Lab(engine, max_new_tokens=1900, temperature=0.8, seed=3)
 lab"""
 STYLE = "body { caret-color: transparent } .jp-OutputPrompt, .jp-InputPrompt { opacity: .6 }"
@@ -38,7 +38,7 @@ def _save(data: bytes, file: Path, colours: int = 120) -> None:
 
 def _write(tab: Any, tokens: int) -> None:
     """Generate, and turn the knobs as a visitor would."""
-    tab.page.click(".moelab [data-do=run]")
+    tab.do("lab.start(stop_at_end=False)")
     tab.until_asked(f"engine.telemetry.token > {tokens}", 60)
     tab.do("lab.slots = 24")
     tab.until_asked(f"engine.telemetry.token > {2 * tokens}", 60)
@@ -60,7 +60,7 @@ def make(folder: Path) -> None:
             tab.page.evaluate("() => { const a = window.jupyterapp; if (!a.shell.leftCollapsed) a.commands.execute('application:toggle-left-area'); }")
             tab.run(0)
             tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=60)
-            _write(tab, 60)
+            _write(tab, 100)
             tab.page.hover(".moelab canvas.map", position={"x": 400, "y": 50})
             tab.page.wait_for_timeout(600)
             if theme == "light":

@@ -411,7 +411,7 @@ function numbers(b) {
   const el = h("section", { class: "numbers", "aria-label": "Speed and reuse" }, ...items.map((i) => i.el));
   return { el: [el], draw(why) {
     if (!why.data && !why.theme) return;
-    const [tps, hit, read] = b.store.numbers, any = b.store.texts > 0;
+    const [tps, hit, read] = b.store.numbers, any = tps > 0;
     const words = [figure(tps), (100 * hit).toFixed(1), figure(read / 2 ** 20)];
     /** @type {((p: number[]) => number)[]} */ const of = [(p) => p[3], (p) => p[2], (p) => p[4]];
     items.forEach((item, i) => { say(item.big, any ? words[i] : "–"); spark(item.canvas, b.store.points, of[i], i === 1 ? 1 : 0, b.p, b.ink); });

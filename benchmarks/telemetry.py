@@ -1,6 +1,6 @@
 """What being watched costs: share of a pocket token that telemetry takes. ``python benchmarks/telemetry.py``
 
-The seconds spent inside the four calls of the telemetry, over the seconds of the decoded tokens, all experts
+The seconds spent inside the five calls of the telemetry, over the seconds of the decoded tokens, all experts
 resident. The clock calls themselves are counted as telemetry's, so the share is an upper bound. Left out: the
 first run (compilation) and prefill. Median of several runs, best and worst beside it.
 """
@@ -19,7 +19,7 @@ import moe_lab as ml
 def share_of(engine: ml.Engine, tokens: int) -> float:
     """Telemetry's share of the decode time of one run."""
     spent = [0.0]
-    names = ("begin", "routed", "computed", "end")
+    names = ("begin", "routing", "routed", "computed", "end")
     originals = {name: getattr(engine.telemetry, name) for name in names}
 
     def timed(call):  # type: ignore[no-untyped-def]

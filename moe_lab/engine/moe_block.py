@@ -18,7 +18,7 @@ from moe_lab.cache import ExpertCache
 from moe_lab.cache.held import Traffic
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
-from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walk import Walked, forced, walk
 from moe_lab.models.rules import RouterRule
 
 
@@ -43,14 +43,17 @@ class MoEBlocks:
         """Choose the experts of (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32."""
         began = perf_counter()
         assert self.rules is not None            # else the model's own router chose, see compute
-        rule, state = self.rules[layer], self.cache.states[layer]
-        z = logits.detach().float().contiguous()
-        weights = rule.weights(z)
-        before = state.resident.copy()
-        walked = walk(state, z.numpy(), weights.numpy(), self.telemetry.room(layer))
+        rule, z = self.rules[layer], logits.detach().float().contiguous()
+        walked = self._walk(layer, z.numpy(), rule.weights(z).numpy())
         gates = rule.finish(walked.gates, walked.ids)
-        self.telemetry.routed(layer, z.numpy(), before, perf_counter() - began)
-        return torch.from_numpy(walked.ids.astype(np.int64)), torch.from_numpy(gates.copy())
+        self.telemetry.routed(layer, perf_counter() - began)
+        return _tensors(walked.ids, gates)
+
+    def _walk(self, layer: int, logits: np.ndarray, weights: np.ndarray) -> Walked:
+        """Route (T, E) ``logits`` and settle the layer's residency, under the telemetry's eyes."""
+        state = self.cache.states[layer]
+        self.telemetry.routing(layer, logits, state.resident)
+        return walk(state, logits, weights, self.telemetry.room(layer))
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
@@ -70,20 +73,11 @@ class MoEBlocks:
         return out
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where routing policies are off: let the residency follow the choice of the model's own router.
-
-        The walk is given logits that make it choose exactly these ids; returned in its order.
-        """
-        began, state = perf_counter(), self.cache.states[layer]
-        gates, order = weights.float().sort(dim=-1, descending=True, stable=True)
-        ids = ids.gather(-1, order)
-        places = torch.arange(ids.shape[1], 0, -1.0).expand_as(gates)
-        z = torch.full((ids.shape[0], state.E), -1.0).scatter_(-1, ids, places)
-        before = state.resident.copy()
-        walked = walk(state, z.numpy(), z.clamp(min=0).numpy(), self.telemetry.room(layer))
-        walked.gates[:] = gates.numpy()
-        self.telemetry.routed(layer, z.numpy(), before, perf_counter() - began)
-        return ids, gates
+        """Where routing policies are off: let the residency follow the choice of the model's own router."""
+        began = perf_counter()
+        walked = self._walk(layer, *forced(ids.numpy(), weights.float().numpy(), self.cache.states[layer].E))
+        self.telemetry.routed(layer, perf_counter() - began)
+        return _tensors(walked.ids, walked.gates)
 
     def _token(self, layer: int, x: torch.Tensor, slots: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
         """One token: all its experts in one kernel call, from their slots."""
@@ -110,6 +104,11 @@ class MoEBlocks:
         out *= weights.float().reshape(-1)[order, None]
         parts = torch.empty_like(out).index_copy_(0, order, out).view(*ids.shape, self.D)
         return parts.sum(1).to(x.dtype)
+
+
+def _tensors(ids: np.ndarray, gates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies for the model: the arrays are written again at the next token."""
+    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(gates.copy())
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

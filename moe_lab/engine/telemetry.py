@@ -151,10 +151,13 @@ class Telemetry:
         """Where the walk of ``layer`` writes to in this pass."""
         return self._pass.layers[layer]
 
-    def routed(self, layer: int, logits: np.ndarray, before: np.ndarray, route_s: float) -> None:
-        """The walk of one layer is done. ``logits`` (T, E) float32, ``before`` (E,) bool: resident before it."""
+    def routing(self, layer: int, logits: np.ndarray, resident: np.ndarray) -> None:
+        """The walk of one layer begins. ``logits`` (T, E) float32, ``resident`` (E,) bool before it."""
         self.ring.logits[self._last, layer] = logits[-1]
-        self.ring.resident[self._last, layer] = before
+        self.ring.resident[self._last, layer] = resident
+
+    def routed(self, layer: int, route_s: float) -> None:
+        """The walk of one layer is done."""
         self._pass.route_s[layer] = route_s
 
     def computed(self, layer: int, slots: np.ndarray | None, read_bytes: int, wait_s: float, experts_s: float) -> None:

@@ -28,7 +28,7 @@ from moe_lab.engine.score import loss_of, windows
 from moe_lab.eviction import LRU, EvictionPolicy
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import Walked, forced, walk
 from moe_lab.routing import Original, RoutingPolicy
 from moe_lab.trace import Trace
 
@@ -183,21 +183,16 @@ def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) 
 
 
 def _settle_again(engine: Engine, setting: Setting, reference: Reference, tick: Tick) -> Tally:
-    """Walk the recorded routes: logits that make the original routing choose exactly them."""
+    """Walk the recorded routes again."""
     spec, trace = engine.spec, reference.trace
     assert trace is not None and trace.weights is not None and reference.record is not None
     E, K = spec.experts, spec.top_k
     tally = Tally(spec.L, E, setting.slots)
     states = [LayerState.new(E, K, setting.slots, Original(), setting.eviction, layer, engine.seed)
               for layer in range(spec.L)]
-    places, start = np.arange(K, 0, -1, dtype=np.float32), 0
+    start = 0
     for n in reference.record["tokens"]:
-        ids, gates = trace.ids[start : start + n], trace.weights[start : start + n]
-        token, layer, k = np.nonzero(ids >= 0)
-        at = token, layer, ids[token, layer, k]
-        logits = np.full((n, spec.L, E), -np.inf, dtype=np.float32)
-        weights = np.zeros_like(logits)
-        logits[at], weights[at] = places[k], gates[token, layer, k]
+        logits, weights = forced(trace.ids[start : start + n], trace.weights[start : start + n], E)
         walked = []
         for place, state in enumerate(states):
             state.reset()

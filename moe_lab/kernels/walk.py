@@ -86,6 +86,24 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
     return out
 
 
+def forced(ids: np.ndarray, gates: np.ndarray, E: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and weights (..., E) float32 under which the original routing chooses exactly ``ids``.
+
+    For routes that are known already and only have to be settled: ``ids`` (..., K) in falling order of their
+    ``gates`` (..., K), -1 where fewer than K were used.
+
+    Example:
+        >>> forced(np.array([[2, 0]]), np.array([[0.7, 0.1]], dtype=np.float32), E=3)[0].tolist()
+        [[1.0, -inf, 2.0]]
+    """
+    used = np.nonzero(ids >= 0)
+    at = (*used[:-1], ids[used])
+    logits = np.full((*ids.shape[:-1], E), -np.inf, dtype=np.float32)
+    weights = np.zeros_like(logits)
+    logits[at], weights[at] = ids.shape[-1] - used[-1], gates[used]
+    return logits, weights
+
+
 _F32 = np.dtype(np.float32)
 
 

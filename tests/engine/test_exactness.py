@@ -8,6 +8,7 @@ import torch
 from checkpoints import FAMILIES, eager
 
 import moe_lab as ml
+from moe_lab.errors import SettingError
 
 IDS = (np.arange(60) * 37 % 160).tolist()
 TOLERANCE = 1e-5
@@ -124,3 +125,16 @@ def test_with_every_expert_resident_cache_prior_is_the_original(checkpoint):
     prior = ml.load(folder, cache="100%", routing=ml.routing.CachePrior(penalty=0.7))
     other = prior.generate(IDS[:9], max_new_tokens=30)
     assert one.ids == other.ids and one.stats.digest == other.stats.digest and other.stats.miss_rate == 0
+
+
+def test_a_family_without_a_rule_routes_by_itself_and_its_residency_follows(checkpoint):
+    folder = checkpoint("granite")
+    engine = ml.load(str(folder), cache=3)
+    assert not engine.routes
+    assert_equal(passes(engine.hf), passes(eager(folder)))
+    one_by_one = engine.trace
+    score = engine.score(IDS, window=59)
+    assert np.array_equal(np.sort(score.trace.ids, -1), np.sort(one_by_one.ids[:59], -1))
+    assert 0 < score.stats.prefill.misses < score.stats.prefill.uses
+    with pytest.raises(SettingError, match="routing policies are off"):
+        engine.routing = "cache-prior"

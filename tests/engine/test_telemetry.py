@@ -63,7 +63,8 @@ def test_a_pass_longer_than_the_ring_keeps_its_last_tokens(engine):
         small.begin(7, 0)
         for array, value in zip(small.room(0), (ids, 1, False, -1, 0, 1), strict=True):
             array[:] = value
-        small.routed(0, np.zeros((7, 8), np.float32), np.zeros(8, bool), 0.0)
+        small.routing(0, np.zeros((7, 8), np.float32), np.zeros(8, bool))
+        small.routed(0, 0.0)
         small.computed(0, None, 0, 0.0, 0.0)
         small.end([np.zeros(8, bool)])
     rows = np.arange(small.token - 4, small.token) % 4

@@ -83,3 +83,19 @@ def best(logits: np.ndarray, n: int) -> np.ndarray:
     ids = np.empty(max(0, min(n, logits.size)), dtype=np.int64)
     found = choose(logits, logits, ids, np.empty(logits.size, dtype=np.int64)) if ids.size else 0
     return ids[:found]
+
+
+@jit
+def standby(values: np.ndarray, logits: np.ndarray, resident: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Who could come in: ids of at most len(``order``) resident experts outside ``order``, by falling ``values`` (E,).
+
+    For rank functions that exchange missing experts of ``order`` for resident ones; those that the router masks
+    (logit -inf) stay out. All float32 but ``resident`` and ``order``.
+    """
+    liked = np.full(values.size, -np.inf, np.float32)
+    for e in range(values.size):
+        if resident[e] and logits[e] > -np.inf:
+            liked[e] = values[e]
+    for e in order:
+        liked[e] = -np.inf
+    return best(liked, len(order))

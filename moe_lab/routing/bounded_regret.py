@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.choose import best
+from moe_lab.kernels.choose import best, standby
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 
@@ -28,15 +28,10 @@ class BoundedRegret(RoutingPolicy):
         """Pairs of weakest missing and best resident, until the sum of their differences would pass the bound."""
         scores[:] = logits
         order = best(logits, K)
-        liked = np.full(logits.size, -np.inf, np.float32)
-        for e in range(logits.size):
-            if resident[e] and logits[e] > -np.inf:
-                liked[e] = weights[e]
         whole = 0.0
         for e in order:
-            liked[e] = -np.inf
             whole += weights[e]
-        others, taken, lost = best(liked, K), 0, 0.0
+        others, taken, lost = standby(weights, logits, resident, order), 0, 0.0
         for i in range(len(order) - 1, int(params[2]) - 1, -1):
             out = order[i]
             if resident[out]:

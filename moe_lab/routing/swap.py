@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.choose import best
+from moe_lab.kernels.choose import best, standby
 from moe_lab.kernels.layout import LAYER, SEED, TOKEN
 from moe_lab.kernels.noise import noise
 from moe_lab.policy import Parameter
@@ -28,14 +28,11 @@ class Swap(RoutingPolicy):
         """Missing experts of the tail, the last first, are exchanged for residents outside the first K."""
         scores[:] = logits
         order = best(logits, K)
-        liked = np.full(logits.size, -np.inf, np.float32)
-        for e in range(logits.size):
-            if resident[e] and logits[e] > -np.inf:
-                draw = noise(int(state[SEED]), int(state[LAYER]), int(state[TOKEN]), e)
-                liked[e] = np.float32(draw) if params[1] > 0.0 else logits[e]
-        for e in order:
-            liked[e] = -np.inf
-        others, taken = best(liked, K), 0
+        liked = logits.copy()
+        if params[1] > 0.0:
+            for e in range(logits.size):
+                liked[e] = noise(int(state[SEED]), int(state[LAYER]), int(state[TOKEN]), e)
+        others, taken = standby(liked, logits, resident, order), 0
         for i in range(len(order) - 1, int(params[0]) - 1, -1):
             if taken < len(others) and not resident[order[i]]:
                 scores[order[i]], scores[others[taken]] = -np.inf, np.inf

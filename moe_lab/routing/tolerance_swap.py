@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.choose import best
+from moe_lab.kernels.choose import best, standby
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 
@@ -27,13 +27,7 @@ class ToleranceSwap(RoutingPolicy):
         """The cheapest missing meets the best resident outside the first K; the first pair too far apart ends it."""
         scores[:] = logits
         order = best(logits, K)
-        liked = np.full(logits.size, -np.inf, np.float32)
-        for e in range(logits.size):
-            if resident[e]:
-                liked[e] = logits[e]
-        for e in order:
-            liked[e] = -np.inf
-        others, taken = best(liked, K), 0
+        others, taken = standby(logits, logits, resident, order), 0
         for i in range(len(order) - 1, int(params[1]) - 1, -1):
             out = order[i]
             if resident[out]:

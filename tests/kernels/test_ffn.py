@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 from moe_lab.errors import SettingError
 from moe_lab.kernels.activation import ACTIVATIONS, TWINS
-from moe_lab.kernels.formats import FORMATS, bf16, f32
+from moe_lab.kernels.formats import FORMATS, bf16
+from moe_lab.kernels.formats.format import ffn_token_slow
 
-TWIN = {"f32": f32.ffn_token_slow, "bf16": bf16.ffn_token_slow}
+TWIN = {name: partial(ffn_token_slow, format) for name, format in FORMATS.items()}
 SHAPES = [(64, 48), (256, 64), (33, 7), (1, 1), (130, 257)]
 """(D, F): the usual, the pocket model's, and some that fit no vector."""
 

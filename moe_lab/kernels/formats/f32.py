@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.activation import TWINS, activate
+from moe_lab.kernels.activation import activate
 from moe_lab.kernels.formats.format import activation_number, hidden
 from moe_lab.kernels.jit import jit
 
@@ -88,14 +88,3 @@ class F32:
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
         ffn_rows(x, slot, out, hidden(F), activation_number(activation))
-
-
-def ffn_token_slow(x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
-                   activation: str) -> np.ndarray:
-    """The twin of ``ffn_token`` in NumPy, in float64; returns out (D,)."""
-    out = np.zeros(x.size)
-    for slot, weight in zip(slots, gates, strict=True):
-        if slot >= 0:
-            gate, up, down = (part.astype(np.float64) for part in F32().decode(arena[slot], x.size, F))
-            out += weight * (down @ (TWINS[activation](gate @ x) * (up @ x)))
-    return out

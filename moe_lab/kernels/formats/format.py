@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from moe_lab.errors import SettingError
-from moe_lab.kernels.activation import ACTIVATIONS
+from moe_lab.kernels.activation import ACTIVATIONS, TWINS
 
 
 class Format(Protocol):
@@ -51,6 +51,18 @@ class Format(Protocol):
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the bits of ``ffn_token`` with gate 1."""
+
+
+def ffn_token_slow(format: Format, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+                   activation: str) -> np.ndarray:
+    """The twin of ``Format.ffn_token`` in NumPy, in float64, for formats that multiply by what they decode to;
+    returns out (D,)."""
+    out = np.zeros(x.size)
+    for slot, weight in zip(slots, gates, strict=True):
+        if slot >= 0:
+            gate, up, down = (part.astype(np.float64) for part in format.decode(arena[slot], x.size, F))
+            out += weight * (down @ (TWINS[activation](gate @ x) * (up @ x)))
+    return out
 
 
 _scratch = threading.local()

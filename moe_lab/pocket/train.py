@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import OlmoeConfig, OlmoeForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_lab.pocket import corpus
-from moe_lab.pocket.ops import experts_forward, head_loss
+from moe_lab.pocket.ops import attention_forward, experts_forward, head_loss
 
 State = dict[str, Any]
 """Where a run is: ``step``, ``tokens``, ``total``, running mean of ``loss`` in nats, ``balance``."""
@@ -86,11 +87,13 @@ def balance_loss(router_logits: tuple[torch.Tensor, ...], K: int) -> torch.Tenso
 
 
 def new_model(seed: int = 0) -> OlmoeForCausalLM:
-    """A fresh model whose experts run through ``ops``."""
+    """A fresh model whose experts and attention run through ``ops``."""
     torch.manual_seed(seed)
     ALL_EXPERTS_FUNCTIONS.register("moe_lab_training", experts_forward)
+    ALL_ATTENTION_FUNCTIONS.register("moe_lab_training", attention_forward)
     model = OlmoeForCausalLM(OlmoeConfig(**SHAPE, router_aux_loss_coef=BALANCE))
     model.set_experts_implementation("moe_lab_training")
+    model.set_attn_implementation("moe_lab_training")
     return model
 
 

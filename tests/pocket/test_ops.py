@@ -1,4 +1,4 @@
-"""The training's two operations equal the plain formulas, in value and in gradient."""
+"""The training's three operations equal the plain formulas, in value and in gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lab.pocket.ops import PAD, _HeadLoss, _sorted_rows, head_loss, routed_ffn
+from moe_lab.pocket.ops import PAD, _HeadLoss, _sorted_rows, attention_forward, head_loss, routed_ffn
 
 E, D, HIDDEN, K = 5, 32, 16, 2
 
@@ -101,3 +101,21 @@ def test_head_loss_equals_cross_entropy_in_value_and_gradient(T, seed):
     assert loss.item() == pytest.approx(wanted.item(), rel=0.005)
     assert near(h.grad, h2.grad)
     assert near(weight.grad, weight2.grad)
+
+
+@pytest.mark.parametrize("T", [1, 7, 128, 129, 600])      # inside one piece, at its edge, over it, and longer pieces
+def test_attention_equals_the_causal_formula_in_value_and_gradient(T):
+    torch.manual_seed(T)
+    q, k, v = (torch.randn(2, 3, T, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    want = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    got, _ = attention_forward(None, q, k, v)
+    torch.testing.assert_close(got, want)
+    toward = torch.randn_like(want)
+    for mine, theirs in zip(torch.autograd.grad(got, (q, k, v), toward), torch.autograd.grad(want, (q, k, v), toward),
+                            strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_works_in_the_type_of_the_values():
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    assert attention_forward(None, q, k, v.bfloat16())[0].dtype == torch.bfloat16

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from moe_lab import errors, eviction, pocket, routing
-    from moe_lab.engine import Engine, load
+    from moe_lab.engine import Engine, Sampling, load
     from moe_lab.errors import MoELabError
     from moe_lab.evaluation import replay
     from moe_lab.evaluation.record import record
@@ -43,6 +43,7 @@ __all__ = [
     "Engine",
     "MoELabError",
     "Parameter",
+    "Sampling",
     "Trace",
     "__version__",
     "errors",
@@ -64,6 +65,7 @@ _HOMES = {
     "Engine": "moe_lab.engine",
     "MoELabError": "moe_lab.errors",
     "Parameter": "moe_lab.policy",
+    "Sampling": "moe_lab.engine",
     "Trace": "moe_lab.trace",
     "info": "moe_lab.models",
     "load": "moe_lab.engine",

@@ -22,7 +22,7 @@ from moe_lab.engine import stream as decoding
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
 from moe_lab.engine.records import Phase, Reply, Score, Stats, Step
-from moe_lab.engine.sampling import Sampling
+from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import DECODE, PREFILL, Recorder, Telemetry
 from moe_lab.engine.text import stop_strings, to_ids
 from moe_lab.errors import BusyError, SettingError
@@ -102,6 +102,8 @@ class Engine:
         self._routing, self._eviction = routing, eviction
         self._owner = Owner()
         self._run: object | None = None
+        self._sampling: Sampling | None = None
+        self._sampler: Sampler | None = None
         self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
                                  self.spec.expert_hidden, model.activation)
         self.new_past = model.new_past
@@ -145,6 +147,29 @@ class Engine:
             self._eviction = chosen
 
         self._owner.wish("eviction", change)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How ``stream`` draws tokens in the run in progress, or drew them in the last one; None before the first.
+
+        Set an ``ml.Sampling`` to draw by it from the next token of the run in progress on; only another seed starts
+        the random numbers afresh. With no run in progress it is checked and does nothing: a run begins, at its first
+        token, with the options of its own call. ``engine.hf.generate`` has its own and is not meant here.
+        """
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        if not isinstance(sampling, Sampling):
+            raise SettingError(f"engine.sampling = {sampling!r} is not a sampling; type "
+                               "engine.sampling = ml.Sampling(temperature=0.8), or ml.Sampling() for greedy")
+
+        def change() -> None:
+            if self._sampler is not None:
+                self._sampler.change(sampling)
+                self._sampling = sampling
+
+        self._owner.wish("sampling", change)
 
     @property
     def cache(self) -> Cache:
@@ -218,12 +243,16 @@ class Engine:
     def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
                 stop_at_end: bool) -> Iterator[Step]:
         with self._owner.held():
-            run = self._begin_run()
-            steps = decoding.decode(self, ids, max_new_tokens, sampling, stops, stop_at_end)
-            for step in steps:
-                yield step
-                if self._run is not run:
-                    raise BusyError("this stream was left half-way and another run began; start it anew")
+            run, sampler = self._begin_run(), Sampler(sampling)
+            self._sampling, self._sampler = sampling, sampler
+            try:
+                for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
+                    yield step
+                    if self._run is not run:
+                        raise BusyError("this stream was left half-way and another run began; start it anew")
+            finally:
+                if self._sampler is sampler:
+                    self._sampler = None
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         """Generate to the end; takes the options of ``stream`` and returns a ``Reply``."""
@@ -384,7 +413,7 @@ class Engine:
 
     def _begin_run(self) -> object:
         """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
-        self._run = object()
+        self._run, self._sampler = object(), None
         self.telemetry.recorder = Recorder(self.spec.L, self.spec.top_k)
         return self._run
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +14,14 @@ from moe_lab.errors import SettingError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. ``temperature`` 0 is greedy: the largest logit, ties to the lowest id."""
+    """How the next token is drawn. ``temperature`` 0 is greedy: the largest logit, ties to the lowest id.
+
+    ``top_k`` keeps the likeliest tokens, that many; ``top_p`` the likeliest that together have this share of the
+    probability; None keeps all. ``repetition_penalty`` above 1 weakens tokens seen before. Raises ``SettingError``.
+
+    >>> Sampling(temperature=0.8, top_p=0.9)
+    Sampling(temperature=0.8, top_k=None, top_p=0.9, repetition_penalty=1.0, seed=0)
+    """
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -21,14 +30,24 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (_finite(self.temperature) and self.temperature >= 0):
             raise SettingError(f"temperature={self.temperature!r} must be 0 (greedy) or more; type temperature=0.8")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and not (_whole(self.top_k) and self.top_k >= 1):
             raise SettingError(f"top_k={self.top_k!r} must be 1 or more, or None for all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p is not None and not (_finite(self.top_p) and 0 < self.top_p <= 1):
             raise SettingError(f"top_p={self.top_p!r} must lie above 0 and at most at 1, or be None")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not (_finite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise SettingError(f"repetition_penalty={self.repetition_penalty!r} must be above 0; 1 changes nothing")
+        if not (_whole(self.seed) and -(2**63) <= self.seed < 2**64):
+            raise SettingError(f"seed={self.seed!r} must be a whole number of 64 bits; type seed=0")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
 
 
 class Sampler:
@@ -36,7 +55,13 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = torch.Generator().manual_seed(int(sampling.seed))
+
+    def change(self, sampling: Sampling) -> None:
+        """Draw by another rule from now on; only another seed starts the random numbers afresh."""
+        if sampling.seed != self.sampling.seed:
+            self._generator.manual_seed(int(sampling.seed))
+        self.sampling = sampling
 
     def __call__(self, logits: torch.Tensor, seen: list[int]) -> int:
         """The next id for ``logits`` (V,), after ``seen`` (prompt and text so far)."""

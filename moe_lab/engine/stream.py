@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from moe_lab.engine.records import Phase, Step
-from moe_lab.engine.sampling import Sampler, Sampling
+from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.text import TextStream
 
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
 
 
-def decode(engine: Engine, prompt: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
+def decode(engine: Engine, prompt: list[int], max_new_tokens: int, sampler: Sampler, stops: tuple[str, ...],
            stop_at_end: bool) -> Iterator[Step]:
     """Yield a step for each new token until a reason to stop; the engine is owned while this runs."""
-    sampler, text = Sampler(sampling), TextStream(engine.tokenizer, stops)
+    text = TextStream(engine.tokenizer, stops)
     ids, passed, past = list(prompt), prompt, engine.new_past()
     for index in range(max_new_tokens):
         with torch.inference_mode():

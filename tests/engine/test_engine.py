@@ -235,6 +235,50 @@ def test_sampling_is_repeatable_and_differs_by_seed(engine):
     assert runs[0] == runs[1] != runs[2]
 
 
+def change_here(engine, sampling) -> None:
+    engine.sampling = sampling
+
+
+def change_from_another_thread(engine, sampling) -> None:
+    thread = threading.Thread(target=change_here, args=(engine, sampling))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("change", [change_here, change_from_another_thread])
+def test_a_run_that_is_told_to_be_greedy_half_way_goes_on_greedily(engine, change):
+    half, whole = 6, 14
+    options = dict(max_new_tokens=whole, temperature=3.0, seed=5, stop_at_end=False)
+    plain = [(step.ids[0], engine.stats.digest) for step in engine.stream(PROMPT, **options)]
+    changed = []
+    for step in engine.stream(PROMPT, **options):
+        changed.append((step.ids[0], engine.stats.digest))
+        if len(changed) == half:
+            change(engine, ml.Sampling(seed=5))
+    assert changed[:half] == plain[:half] and engine.sampling == ml.Sampling(seed=5)
+    ids = [token for token, _ in changed]
+    greedy = engine.generate(PROMPT + ids[:half], max_new_tokens=whole - half, stop_at_end=False).ids
+    assert ids[half:] == list(greedy) != [token for token, _ in plain[half:]]
+
+
+def test_the_sampling_in_force_is_that_of_the_run_or_of_the_last_one(engine):
+    assert engine.sampling is None
+    engine.sampling = ml.Sampling(temperature=2.0)
+    assert engine.sampling is None
+    for _ in engine.stream(PROMPT, max_new_tokens=2, temperature=0.5, seed=3):
+        assert engine.sampling == ml.Sampling(temperature=0.5, seed=3)
+    engine.sampling = ml.Sampling(temperature=2.0)
+    assert engine.sampling == ml.Sampling(temperature=0.5, seed=3)
+    assert engine.generate(PROMPT, max_new_tokens=3).ids == engine.generate(PROMPT, max_new_tokens=3).ids
+
+
+def test_what_is_no_sampling_is_refused_where_it_was_asked_for(engine):
+    for step in engine.stream(PROMPT, max_new_tokens=3):
+        with pytest.raises(SettingError, match=r"engine.sampling = ml.Sampling\(temperature=0.8\)"):
+            engine.sampling = 0.8
+    assert step.finish == "length" and engine.sampling == ml.Sampling()
+
+
 def test_the_context_limit_ends_a_run_and_says_so(engine):
     reply = engine.generate([1] * 250, max_new_tokens=50, stop_at_end=False)
     assert reply.finish == "context" and 250 + len(reply.ids) == engine.spec.context == 256

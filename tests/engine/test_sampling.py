@@ -32,6 +32,19 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
     assert first != [other(logits.clone(), []) for _ in range(20)]
 
 
+def test_another_rule_goes_on_with_the_same_random_numbers_and_another_seed_begins_them_anew() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    plain, changed = Sampler(Sampling(temperature=1.0, seed=7)), Sampler(Sampling(temperature=1.0, seed=7))
+    first = [plain(logits.clone(), []) for _ in range(30)]
+    assert [changed(logits.clone(), []) for _ in range(10)] == first[:10]
+    changed.change(Sampling(temperature=1.0, top_k=50, seed=7))
+    assert [changed(logits.clone(), []) for _ in range(10)] == first[10:20]
+    changed.change(Sampling(temperature=1.0, seed=8))
+    assert [changed(logits.clone(), []) for _ in range(10)] != first[20:]
+    changed.change(Sampling(temperature=1.0, seed=7))
+    assert [changed(logits.clone(), []) for _ in range(30)] == first
+
+
 @pytest.mark.parametrize("rule", [
     dict(temperature=0.7), dict(temperature=1.0, top_k=3), dict(temperature=1.3, top_p=0.6),
     dict(temperature=1.0, repetition_penalty=1.5), dict(temperature=0.9, top_k=5, top_p=0.8),
@@ -52,7 +65,8 @@ def test_draws_follow_the_distribution_that_transformers_makes(rule: dict[str, f
 
 @pytest.mark.parametrize("rule", [
     dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5),
-    dict(repetition_penalty=0.0),
+    dict(repetition_penalty=0.0), dict(temperature="hot"), dict(top_k=2.5), dict(top_p=True), dict(seed=1.5),
+    dict(seed=2**64),
 ])
 def test_a_rule_that_cannot_be_followed_is_refused(rule: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=next(iter(rule))):

@@ -1,0 +1,178 @@
+"""One token through a decoder layer up to its experts: norm, attention over all earlier tokens, norm, router.
+
+Knows the pre-norm layer of the Llama line with its variants: biases, a norm on queries and keys (over each head or
+over all of them), clipping, grouped keys and values. Matrices and stored keys are float32 or bfloat16 bits; all else
+is float32. Knows no expert. The NumPy twins stand in ``decoder_slow``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_lab.kernels.dense import GatedFFN, add, dot, gated_ffn, product, rms_norm, stored, value
+from moe_lab.kernels.jit import jit
+
+_f = np.float32
+
+
+class Attention(NamedTuple):
+    """Weights of one attention: H heads of S numbers, G groups of keys and values. Empty arrays for what is absent."""
+
+    norm: np.ndarray
+    """(D,) float32, before it."""
+    q: np.ndarray
+    """(H * S, D)."""
+    k: np.ndarray
+    """(G * S, D)."""
+    v: np.ndarray
+    """(G * S, D)."""
+    o: np.ndarray
+    """(D, H * S)."""
+    q_bias: np.ndarray
+    """(H * S,) float32."""
+    k_bias: np.ndarray
+    """(G * S,) float32."""
+    v_bias: np.ndarray
+    """(G * S,) float32."""
+    o_bias: np.ndarray
+    """(D,) float32."""
+    q_norm: np.ndarray
+    """(H * S,) or (S,) float32: over all heads, or over each."""
+    k_norm: np.ndarray
+    """(G * S,) or (S,) float32."""
+    eps: np.ndarray
+    """(2,) float32: of the norms, and the largest magnitude of q, k and v (infinity: unlimited)."""
+
+
+class Room(NamedTuple):
+    """Scratch memory of one run, float32."""
+
+    h: np.ndarray
+    """(D,): the normed hidden state."""
+    q: np.ndarray
+    """(H, S)."""
+    k: np.ndarray
+    """(G, S)."""
+    v: np.ndarray
+    """(G, S)."""
+    mixed: np.ndarray
+    """(H, S): the heads' outputs."""
+    out: np.ndarray
+    """(D,)."""
+    scores: np.ndarray
+    """(N,): of one head, for N tokens."""
+    ffn: np.ndarray
+    """(2 F + D,) for the largest dense FFN."""
+
+
+@jit(cache=False)
+def _prepare(raw, bias, norm, eps, limit):  # type: ignore[no-untyped-def]
+    """Bias, norm and clipping of projected queries, keys or values ``raw`` (heads, S), in place."""
+    flat = raw.reshape(raw.size)
+    add(flat, bias)
+    if norm.size == raw.shape[1]:
+        for head in range(raw.shape[0]):
+            rms_norm(raw[head], norm, eps, raw[head])
+    elif norm.size:
+        rms_norm(flat, norm, eps, flat)
+    if limit < np.inf:
+        for i in range(flat.size):
+            flat[i] = min(max(flat[i], -limit), limit)
+
+
+@jit(cache=False)
+def _rotate(heads, cos, sin):  # type: ignore[no-untyped-def]
+    """Rotary embedding of each head of (heads, S), in place; cos and sin (S,) of the position."""
+    half = heads.shape[1] // 2
+    for head in range(heads.shape[0]):
+        row = heads[head]
+        for i in range(half):
+            a, b = row[i], row[i + half]
+            row[i] = a * cos[i] - b * sin[i]
+            row[i + half] = b * cos[i + half] + a * sin[i + half]
+
+
+@jit(reorder=True, cache=False)
+def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
+    """out (S,) = softmax(keys @ q / sqrt(S)) @ values over ``n`` tokens; keys and values (N, S)."""
+    scale, top = _f(1 / math.sqrt(q.size)), _f(-np.inf)
+    for t in range(n):
+        scores[t] = dot(keys[t], q) * scale
+        top = max(top, scores[t])
+    total = _f(0)
+    for t in range(n):
+        scores[t] = math.exp(scores[t] - top)
+        total += scores[t]
+    out[:] = 0
+    for t in range(n):
+        share, row = scores[t] / total, values[t]
+        for i in range(out.size):
+            out[i] += share * value(row[i])
+
+
+@jit(cache=False)
+def _attend(x, a, cos, sin, keys, values, t, room):  # type: ignore[no-untyped-def]
+    """x (D,) += attention of the token at position ``t``; its keys and values are stored in (G, N, S)."""
+    eps, limit = a.eps[0], a.eps[1]
+    H, S, G = room.q.shape[0], room.q.shape[1], keys.shape[0]
+    rms_norm(x, a.norm, eps, room.h)
+    product(a.q, room.h, room.q.reshape(H * S))
+    product(a.k, room.h, room.k.reshape(G * S))
+    product(a.v, room.h, room.v.reshape(G * S))
+    _prepare(room.q, a.q_bias, a.q_norm, eps, limit)
+    _prepare(room.k, a.k_bias, a.k_norm, eps, limit)
+    _prepare(room.v, a.v_bias, a.v_bias[:0], eps, limit)
+    _rotate(room.q, cos, sin)
+    _rotate(room.k, cos, sin)
+    for g in range(G):
+        for i in range(S):
+            keys[g, t, i] = stored(room.k[g, i], keys[g, t, i])
+            values[g, t, i] = stored(room.v[g, i], values[g, t, i])
+    for head in range(H):
+        g = head // (H // G)
+        _mix(room.q[head], keys[g], values[g], t + 1, room.scores, room.mixed[head])
+    product(a.o, room.mixed.reshape(H * S), room.out)
+    add(room.out, a.o_bias)
+    add(x, room.out)
+
+
+@jit
+def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, keys: np.ndarray, values: np.ndarray,
+              t: int, room: Room, norm: np.ndarray, router: np.ndarray, softmax: bool, logits: np.ndarray,
+              weights: np.ndarray, shared: GatedFFN, activation: int) -> None:
+    """Attention, norm and router of an MoE layer, and its shared experts.
+
+    ``x`` (D,) is updated; afterwards ``room.h`` holds what the experts take, ``logits`` and ``weights`` (E,) float32
+    the router's output and the raw gate weight of every expert (softmax, or sigmoid). ``norm`` (D,) float32,
+    ``router`` (E, D), ``shared`` the layer's shared expert (empty matrices: it has none).
+    """
+    _attend(x, a, cos, sin, keys, values, t, room)
+    rms_norm(x, norm, a.eps[0], room.h)
+    product(router, room.h, logits)
+    if softmax:
+        top, total = logits.max(), _f(0)
+        for e in range(logits.size):
+            weights[e] = math.exp(logits[e] - top)
+            total += weights[e]
+        for e in range(logits.size):
+            weights[e] /= total
+    else:
+        for e in range(logits.size):
+            weights[e] = _f(1) / (_f(1) + math.exp(-logits[e]))
+    if shared.gate.size:
+        gated_ffn(room.h, shared, activation, room.ffn, x)
+
+
+@jit
+def dense_layer(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, keys: np.ndarray, values: np.ndarray,
+                t: int, room: Room, norm: np.ndarray, m: GatedFFN, activation: int) -> None:
+    """A layer without experts: attention, norm and the ``GatedFFN`` ``m``; ``x`` (D,) is updated."""
+    _attend(x, a, cos, sin, keys, values, t, room)
+    rms_norm(x, norm, a.eps[0], room.h)
+    gated_ffn(room.h, m, activation, room.ffn, x)
+
+
+__all__ = ["Attention", "GatedFFN", "Room", "dense_layer", "to_router"]

@@ -1,0 +1,144 @@
+"""One token through dense matrices: the products, norms and gated FFNs that every layer has beside its experts.
+
+Knows matrices (N, D) in float32 or as bfloat16 bits (uint16), row after row as torch keeps them, so that a
+model's own memory is read where it lies. Vectors and sums are float32. Knows no model. The NumPy twins stand in ``decoder_slow``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from moe_lab.kernels.activation import activate
+from moe_lab.kernels.jit import jit
+
+_f = np.float32
+
+
+class GatedFFN(NamedTuple):
+    """down(act(gate x) * up x), as a shared expert or a dense layer has it."""
+
+    gate: np.ndarray
+    """(F, D)."""
+    up: np.ndarray
+    """(F, D)."""
+    down: np.ndarray
+    """(D, F)."""
+    door: np.ndarray
+    """(D,) float32: the output is multiplied by sigmoid(door . x). Empty: it is not."""
+
+
+def value(bits):  # type: ignore[no-untyped-def]
+    """A stored number as float32: float32 as it is, bfloat16 bits (uint16) widened."""
+    return bits if isinstance(bits, np.float32) else (np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@overload(value, inline="always")
+def _value(bits):  # type: ignore[no-untyped-def]
+    if bits == types.uint16:
+        return lambda bits: np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    return lambda bits: bits
+
+
+def stored(number, like):  # type: ignore[no-untyped-def]
+    """A float32 as a place of the type of ``like`` holds it: itself, or rounded to the nearest bfloat16 (uint16)."""
+    return number if isinstance(like, np.float32) else _round_bf16(number)
+
+
+@overload(stored)
+def _stored(number, like):  # type: ignore[no-untyped-def]
+    if like == types.uint16:
+        return lambda number, like: _round_bf16(number)
+    return lambda number, like: number
+
+
+@jit(cache=False)
+def _round_bf16(x):  # type: ignore[no-untyped-def]
+    bits = _f(x).view(np.uint32)
+    if x != x:
+        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@jit(reorder=True, cache=False)
+def dot(w, x):  # type: ignore[no-untyped-def]
+    """Sum of w[k] * x[k]."""
+    total = _f(0)
+    for k in range(x.size):
+        total += value(w[k]) * x[k]
+    return total
+
+
+@jit(reorder=True, cache=False)
+def _four_dots(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
+    a, b, c, d = _f(0), _f(0), _f(0), _f(0)
+    for k in range(x.size):
+        v = x[k]
+        a += value(w0[k]) * v
+        b += value(w1[k]) * v
+        c += value(w2[k]) * v
+        d += value(w3[k]) * v
+    return a, b, c, d
+
+
+@jit(cache=False)
+def product(w, x, y):  # type: ignore[no-untyped-def]
+    """y (N,) = w (N, D) @ x (D,)."""
+    whole = w.shape[0] - w.shape[0] % 4
+    for r in range(0, whole, 4):
+        y[r], y[r + 1], y[r + 2], y[r + 3] = _four_dots(w[r], w[r + 1], w[r + 2], w[r + 3], x)
+    for r in range(whole, w.shape[0]):
+        y[r] = dot(w[r], x)
+
+
+@jit(cache=False)
+def add(y, b):  # type: ignore[no-untyped-def]
+    """y += b, where there is a b."""
+    for i in range(b.size):
+        y[i] += b[i]
+
+
+@jit(reorder=True, cache=False)
+def rms_norm(x, weight, eps, y):  # type: ignore[no-untyped-def]
+    """y = weight * x / sqrt(mean(x * x) + eps); y may be x."""
+    total = _f(0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    scale = _f(1) / _f(math.sqrt(total / _f(x.size) + eps))
+    for i in range(x.size):
+        y[i] = weight[i] * (x[i] * scale)
+
+
+@jit(cache=False)
+def gated_ffn(x, m, activation, h, y):  # type: ignore[no-untyped-def]
+    """y (D,) += the ``GatedFFN`` ``m`` of x (D,); h (at least 2 F + D,) float32 is scratch."""
+    F, D = m.gate.shape
+    g, u, out = h[:F], h[F : 2 * F], h[2 * F : 2 * F + D]
+    product(m.gate, x, g)
+    product(m.up, x, u)
+    for i in range(F):
+        g[i] = activate(g[i], activation) * u[i]
+    product(m.down, g, out)
+    share = _f(1)
+    if m.door.size:
+        share = _f(1) / (_f(1) + math.exp(-dot(m.door, x)))
+    for i in range(D):
+        y[i] += share * out[i]
+
+
+@jit
+def look_up(table: np.ndarray, row: int, x: np.ndarray) -> None:
+    """x (D,) float32 = row ``row`` of an embedding table (V, D)."""
+    for i in range(x.size):
+        x[i] = value(table[row, i])
+
+
+@jit
+def head(x: np.ndarray, norm: np.ndarray, eps: np.float32, w: np.ndarray, h: np.ndarray, y: np.ndarray) -> None:
+    """Logits y (V,) of the last hidden state x (D,): final norm, then output matrix w (V, D); h (D,) is scratch."""
+    rms_norm(x, norm, eps, h)
+    product(w, h, y)

@@ -1,0 +1,164 @@
+"""The dense part of a model as the decode kernels take it: views of transformers' own weights.
+
+Knows where the known families keep their norms, projections, rotary table and head. Copies no matrix: the arrays are
+the model's memory, so a weight changed in place is seen. What it does not know it refuses with the reason, and
+transformers' modules do the work instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moe_lab.kernels.activation import ACTIVATIONS
+from moe_lab.kernels.decoder import Attention
+from moe_lab.kernels.dense import GatedFFN
+from moe_lab.models.find import Block
+
+FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
+"""transformers' model types whose layers are what the kernels compute."""
+_FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
+"""Rotary embeddings whose angles depend on the position alone."""
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One layer: ``moe`` is its number among the MoE blocks, or None and ``ffn`` is the dense FFN in their place."""
+
+    attention: Attention
+    norm: np.ndarray
+    """(D,) float32, before router or FFN."""
+    moe: int | None
+    router: np.ndarray
+    """(E, D)."""
+    ffn: GatedFFN
+    """The shared expert of an MoE block (empty: none), or the FFN of a dense layer."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """All that one token goes through outside the routed experts."""
+
+    layers: tuple[DecoderLayer, ...]
+    embedding: np.ndarray
+    """(V, D)."""
+    norm: np.ndarray
+    """(D,) float32, the last one."""
+    head: np.ndarray
+    """(V, D)."""
+    eps: np.float32
+    H: int
+    """Heads."""
+    G: int
+    """Groups of keys and values."""
+    S: int
+    """Numbers of a head."""
+    activation: int
+    rotary: nn.Module
+
+    @property
+    def ffn_width(self) -> int:
+        """The widest dense FFN."""
+        return max(layer.ffn.gate.shape[0] for layer in self.layers)
+
+    def angles(self, N: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin (N, S) float32 of the first N positions."""
+        with torch.inference_mode():
+            cos, sin = self.rotary(torch.zeros(1, 1, 1), torch.arange(N)[None])
+        return cos[0].numpy().copy(), sin[0].numpy().copy()
+
+
+def read_decoder(hf: Any, blocks: list[Block]) -> Decoder | str:
+    """The dense part of ``hf`` as arrays, or in words why the kernels cannot run it.
+
+    >>> from moe_lab.models import open_model
+    >>> model = open_model("pocket")
+    >>> decoder = read_decoder(model.hf, model.blocks)
+    >>> len(decoder.layers), decoder.head.shape
+    (6, (4096, 256))
+    """
+    config = hf.config
+    if reason := _unknown(hf, blocks):
+        return reason
+    at = {block.layer: (number, block) for number, block in enumerate(blocks)}
+    layers = tuple(_layer(hf, layer, config, *at.get(number, (None, None)))
+                   for number, layer in enumerate(hf.model.layers))
+    first = layers[0].attention
+    S = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return Decoder(layers, _matrix(hf.get_input_embeddings().weight), _vector(hf.model.norm.weight),
+                   _matrix(hf.get_output_embeddings().weight), np.float32(config.rms_norm_eps),
+                   first.q.shape[0] // S, first.k.shape[0] // S, S, ACTIVATIONS[blocks[0].activation],
+                   hf.model.rotary_emb)
+
+
+def _unknown(hf: Any, blocks: list[Block]) -> str:
+    """Why the kernels cannot run this model; empty where they can."""
+    config = hf.config
+    if config.model_type not in FAMILIES:
+        return f"the layers of {config.model_type!r} are not known to the kernels"
+    windows = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
+    if windows or getattr(config, "sliding_window", None):
+        return "its attention looks at a window of the text only"
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary not in _FIXED_ROTARY:
+        return f"its rotary embedding ({rotary}) changes with the length of the text"
+    for name, module in hf.named_modules():
+        router = any(name == block.router for block in blocks)
+        if module._forward_pre_hooks or len(module._forward_hooks) > router:
+            return f"{name or 'the model'} has a hook, which has to see every token"
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            return f"{name} is a {type(module).__name__}"
+        if hasattr(module, "act_fn") and not (type(module.act_fn).__name__ in ("SiLUActivation", "SiLU")
+                                              or isinstance(module.act_fn, nn.SiLU)):
+            return f"{name} has an activation that the kernels do not know"
+    return ""
+
+
+def _layer(hf: Any, layer: Any, config: Any, moe: int | None, block: Block | None) -> DecoderLayer:
+    attention = _attention(layer, config)
+    norm = _vector(layer.post_attention_layernorm.weight)
+    if block is None:
+        return DecoderLayer(attention, norm, None, _matrix(layer.mlp.gate_proj.weight)[:0], _ffn(layer.mlp, None))
+    assert block.router is not None
+    router = _matrix(hf.get_submodule(block.router).weight)
+    shared = getattr(layer.mlp, "shared_expert", None)
+    if shared is None:
+        none = np.empty((0, block.D), dtype=router.dtype)
+        return DecoderLayer(attention, norm, moe, router, GatedFFN(none, none, none.T.copy(), _ABSENT))
+    return DecoderLayer(attention, norm, moe, router, _ffn(shared, getattr(layer.mlp, "shared_expert_gate", None)))
+
+
+def _attention(layer: Any, config: Any) -> Attention:
+    a = layer.self_attn
+    parts = [a.q_proj, a.k_proj, a.v_proj, a.o_proj]
+    limit = getattr(config, "clip_qkv", None)
+    eps = np.array([config.rms_norm_eps, np.inf if limit is None else limit], dtype=np.float32)
+    q_norm, k_norm = (_vector(getattr(getattr(a, name, None), "weight", None)) for name in ("q_norm", "k_norm"))
+    q, k, v, o = (_matrix(part.weight) for part in parts)
+    q_bias, k_bias, v_bias, o_bias = (_vector(part.bias) for part in parts)
+    return Attention(_vector(layer.input_layernorm.weight), q, k, v, o, q_bias, k_bias, v_bias, o_bias, q_norm, k_norm,
+                     eps)
+
+
+def _ffn(module: Any, door: Any) -> GatedFFN:
+    return GatedFFN(_matrix(module.gate_proj.weight), _matrix(module.up_proj.weight), _matrix(module.down_proj.weight),
+                    _ABSENT if door is None else _vector(door.weight.reshape(-1)))
+
+
+_ABSENT = np.empty(0, dtype=np.float32)
+
+
+def _matrix(weight: torch.Tensor) -> np.ndarray:
+    """A view of the model's own memory: float32, or the bits of bfloat16."""
+    weight = weight.detach()
+    array: np.ndarray = (weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight).numpy()
+    return array
+
+
+def _vector(weight: torch.Tensor | None) -> np.ndarray:
+    """A float32 copy of a vector; empty for None."""
+    return _ABSENT if weight is None else weight.detach().float().numpy().copy()

@@ -1,7 +1,8 @@
 """One token through dense matrices: the products, norms and gated FFNs that every layer has beside its experts.
 
 Knows matrices (N, D) in float32 or as bfloat16 bits (uint16), row after row as torch keeps them, so that a
-model's own memory is read where it lies. Vectors and sums are float32. Knows no model. The NumPy twins stand in ``decoder_slow``.
+model's own memory is read where it lies. Vectors and sums are float32. Knows no model. The NumPy twins stand in
+``decoder_slow``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""Decoding by kernels: the same logits and tokens as transformers' modules, and the modules where kernels cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, eager
+
+import moe_lab as ml
+from moe_lab.engine.lean import LeanDecode
+
+IDS = (np.arange(60) * 37 % 160).tolist()
+PROMPT = 30
+
+
+def decoded(engine, by_kernels: bool) -> torch.Tensor:
+    """Logits (60 - PROMPT, V) of a given text after its prompt, token by token."""
+    x, past, rows = torch.tensor([IDS]), engine.new_past(), []
+    with torch.inference_mode():
+        engine.hf(input_ids=x[:, :PROMPT], past_key_values=past, use_cache=True)
+        lean = engine.lean_decode(past, len(IDS))
+        assert isinstance(lean, LeanDecode)
+        for t in range(PROMPT, len(IDS)):
+            if by_kernels:
+                with engine.one_pass(rows=1, length=1, cached=True):
+                    rows.append(lean(IDS[t]).clone())
+            else:
+                rows.append(engine.hf(input_ids=x[:, t : t + 1], past_key_values=past, use_cache=True).logits[0, 0])
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("cache", ["100%", 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_eager_model(checkpoint, family, cache):
+    folder = checkpoint(family)
+    engine = ml.load(str(folder), cache=cache)
+    with torch.no_grad():
+        truth = eager(folder)(input_ids=torch.tensor([IDS])).logits[0, PROMPT:]
+    assert engine.decoding == "kernels"
+    assert (decoded(engine, by_kernels=True) - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
+@pytest.mark.parametrize("changes", [
+    dict(family="olmoe", clip_qkv=0.8),
+    dict(family="olmoe", attention_bias=True),
+    dict(family="olmoe", num_key_value_heads=4),
+    dict(family="mixtral", rope_parameters={"rope_type": "linear", "rope_theta": 5e3, "factor": 2.0}),
+    dict(family="qwen3-moe", decoder_sparse_step=2, mlp_only_layers=[]),
+], ids=repr)
+def test_variants_of_a_family_are_computed_as_the_configuration_says(tmp_path, changes):
+    from checkpoints import make
+
+    changes = dict(changes)
+    folder = make(tmp_path, changes.pop("family"), **changes)
+    engine = ml.load(str(folder), cache="50%")
+    with torch.no_grad():
+        truth = eager(folder)(input_ids=torch.tensor([IDS])).logits[0, PROMPT:]
+    assert engine.decoding == "kernels"
+    assert (decoded(engine, by_kernels=True) - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
+def test_in_bfloat16_kernels_are_as_close_to_float32_as_the_modules_are(checkpoint):
+    folder = checkpoint("qwen3-moe", dtype=torch.bfloat16)
+    with torch.no_grad():
+        truth = eager(folder, torch.float32)(input_ids=torch.tensor([IDS])).logits[0, PROMPT:]
+    mine, theirs = (float((decoded(ml.load(str(folder), cache="50%"), kernels) - truth).abs().mean())
+                    for kernels in (True, False))
+    assert 0 < mine <= theirs
+
+
+def test_kernels_and_modules_route_alike(checkpoint):
+    digests = set()
+    for by_kernels in (True, False):
+        engine = ml.load(str(checkpoint("qwen2-moe")), cache=4, routing="cache-prior", eviction="lfu")
+        decoded(engine, by_kernels)
+        digests.add(engine.stats.digest)
+    assert len(digests) == 1
+
+
+def test_a_text_up_to_the_last_place_of_the_context_is_decoded(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe", max_position_embeddings=40)), cache="50%")
+    reply = engine.generate(IDS[:12], max_new_tokens=100, stop_at_end=False)
+    assert reply.finish == "context" and len(reply.ids) == 28
+
+
+def test_a_hook_sees_every_token_so_modules_run(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe")), cache="50%")
+    plain = engine.generate(IDS[:12], max_new_tokens=8)
+    seen = []
+    handle = engine.hf.model.layers[1].self_attn.register_forward_hook(lambda *_: seen.append(1))
+    assert "has a hook" in engine.decoding and "model.layers.1.self_attn" in repr(engine)
+    assert engine.generate(IDS[:12], max_new_tokens=8).ids == plain.ids and len(seen) == 8
+    handle.remove()
+    assert engine.decoding == "kernels"
+    assert engine.generate(IDS[:12], max_new_tokens=8).ids == plain.ids and len(seen) == 8
+
+
+def test_weights_changed_in_place_are_seen(checkpoint):
+    folder = checkpoint("olmoe")
+    changed, model = ml.load(str(folder), cache="50%"), eager(folder)
+    with torch.no_grad():
+        for hf in (changed.hf, model):
+            hf.model.layers[1].self_attn.o_proj.weight.mul_(-1.5)
+            hf.model.norm.weight.mul_(0.7)
+        truth = model(input_ids=torch.tensor([IDS])).logits[0, PROMPT:]
+    assert (decoded(changed, by_kernels=True) - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
+@pytest.mark.parametrize(("family", "changes", "reason"), [
+    ("granite", {}, "routes by itself"),
+    ("mixtral", dict(sliding_window=16), "window"),
+])
+def test_a_model_that_the_kernels_do_not_know_runs_by_modules_and_says_why(tmp_path, family, changes, reason):
+    from checkpoints import make
+
+    folder = make(tmp_path, family, **changes)
+    engine = ml.load(str(folder), cache="50%")
+    assert reason in engine.decoding and engine.decoding.startswith("transformers' modules")
+    x = torch.tensor([IDS[:20]])
+    theirs = eager(folder).generate(input_ids=x, attention_mask=torch.ones_like(x), max_new_tokens=16, do_sample=False)
+    assert engine.generate(IDS[:20], max_new_tokens=16).ids == tuple(theirs[0, 20:].tolist())
+
+
+def test_an_interrupt_in_the_middle_of_a_token_leaves_the_engine_usable(checkpoint, monkeypatch):
+    engine = ml.load(str(checkpoint("olmoe")), cache=3)
+    plain = engine.generate(IDS[:12], max_new_tokens=12).ids
+    token, calls = engine._blocks.token, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return token(*args)
+
+    monkeypatch.setattr(engine._blocks, "token", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(IDS[:12], max_new_tokens=12)
+    monkeypatch.undo()
+    engine.cache.reset()
+    assert engine.generate(IDS[:12], max_new_tokens=12).ids == plain

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from moe_lab.errors import SettingError
 
@@ -55,32 +55,52 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator().manual_seed(int(sampling.seed))
+        self._random = _random_numbers(sampling)
 
     def change(self, sampling: Sampling) -> None:
         """Draw by another rule from now on; only another seed starts the random numbers afresh."""
         if sampling.seed != self.sampling.seed:
-            self._generator.manual_seed(int(sampling.seed))
+            self._random = _random_numbers(sampling)
         self.sampling = sampling
 
-    def __call__(self, logits: torch.Tensor, seen: list[int]) -> int:
-        """The next id for ``logits`` (V,), after ``seen`` (prompt and text so far)."""
+    def __call__(self, logits: np.ndarray, seen: list[int]) -> int:
+        """The next id for ``logits`` (V,) float32, after ``seen`` (prompt and text so far)."""
         rule = self.sampling
-        if rule.temperature == 0 and rule.repetition_penalty == 1:
-            return int(logits.argmax())
-        logits = logits.float()
         if rule.repetition_penalty != 1:
-            ids = torch.tensor(sorted(set(seen)))
-            value = logits[ids]
-            logits[ids] = torch.where(value < 0, value * rule.repetition_penalty, value / rule.repetition_penalty)
+            logits = _penalised(logits, seen, rule.repetition_penalty)
         if rule.temperature == 0:
             return int(logits.argmax())
-        logits = logits / rule.temperature
-        if rule.top_k is not None and rule.top_k < logits.numel():
-            logits[logits < logits.topk(rule.top_k).values[-1]] = -math.inf
+        shares = np.exp((logits - logits.max()) / np.float32(rule.temperature))
+        if rule.top_k is not None and rule.top_k < shares.size:
+            shares[shares < np.partition(shares, -rule.top_k)[-rule.top_k]] = 0
         if rule.top_p is not None and rule.top_p < 1:
-            value, order = logits.sort()
-            drop = value.softmax(-1).cumsum(-1) <= 1 - rule.top_p
-            drop[-1] = False
-            logits[order[drop]] = -math.inf
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+            shares[_tail(shares, rule.top_p)] = 0
+        sums = shares.cumsum(dtype=np.float64)
+        return int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
+
+
+def _random_numbers(sampling: Sampling) -> np.random.Generator:
+    return np.random.default_rng(int(sampling.seed) % 2**64)
+
+
+def _penalised(logits: np.ndarray, seen: list[int], penalty: float) -> np.ndarray:
+    """A copy of ``logits`` in which the ids seen before are less likely: positive ones divided, negative multiplied."""
+    logits, ids = logits.copy(), np.unique(seen)
+    value = logits[ids]
+    logits[ids] = np.where(value < 0, value * np.float32(penalty), value / np.float32(penalty))
+    return logits
+
+
+def _tail(shares: np.ndarray, top_p: float) -> np.ndarray:
+    """Ids of the least likely tokens that together have at most 1 - ``top_p`` of the sum of ``shares`` (V,).
+
+    Those with less than their even part of it belong to them without being sorted; in a large vocabulary these are
+    nearly all.
+    """
+    allowed = (1 - top_p) * float(shares.sum(dtype=np.float64))
+    small = shares <= allowed / shares.size
+    rest = np.nonzero(~small)[0]
+    rest = rest[shares[rest].argsort(kind="stable")]
+    sums = shares[rest].cumsum(dtype=np.float64) + float(shares[small].sum(dtype=np.float64))
+    over = max(0, min(int(sums.searchsorted(allowed, side="right")), rest.size - 1))    # the likeliest always stays
+    return np.concatenate([np.nonzero(small)[0], rest[:over]])

@@ -47,7 +47,7 @@ class LeanDecode:
         self._logits, self._weights = np.zeros((1, E), f), np.zeros((1, E), f)
         self._out = np.zeros(decoder.head.shape[0], f)
 
-    def __call__(self, token: int) -> torch.Tensor:
+    def __call__(self, token: int) -> np.ndarray:
         """Logits (V,) float32 after ``token``; the same memory each time."""
         d, x, t, room = self.decoder, self._x, self.position, self._room
         cos, sin = self._cos[t], self._sin[t]
@@ -61,7 +61,7 @@ class LeanDecode:
                 x += self.blocks.token(layer.moe, room.h, self._logits, self._weights)
         head(x, d.norm, d.eps, d.head, room.h, self._out)
         self.position += 1
-        return torch.from_numpy(self._out)
+        return self._out
 
 
 def _bits(x: torch.Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ def decoded(engine, by_kernels: bool) -> torch.Tensor:
         for t in range(PROMPT, len(IDS)):
             if by_kernels:
                 with engine.one_pass(rows=1, length=1, cached=True):
-                    rows.append(lean(IDS[t]).clone())
+                    rows.append(torch.from_numpy(lean(IDS[t]).copy()))
             else:
                 rows.append(engine.hf(input_ids=x[:, t : t + 1], past_key_values=past, use_cache=True).logits[0, 0])
     return torch.stack(rows).float()

@@ -1,0 +1,33 @@
+"""The files that traces come in, by their suffix: a reader and a writer each.
+
+Knows arrays and text. A reader gives the fields of a :class:`moe_lab.trace.Trace`; whether they fit together is
+the trace's own affair. A file is read whole or refused whole, and written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_lab.trace_files import jsonl, npz, parquet, route_csv
+
+if TYPE_CHECKING:
+    from moe_lab.trace import Trace
+
+READERS: dict[str, Callable[[Path, int | None], dict[str, Any]]] = {
+    ".npz": npz.read,
+    ".jsonl": jsonl.read,
+    ".csv": route_csv.read,
+    ".parquet": parquet.read,
+}
+"""Suffix: a function of the path and of the experts of a layer, if they are known beforehand."""
+
+WRITERS: dict[str, Callable[[Trace, Path], None]] = {
+    ".npz": npz.write,
+    ".jsonl": jsonl.write,
+    ".csv": route_csv.write,
+    ".parquet": parquet.write,
+}
+
+__all__ = ["READERS", "WRITERS"]

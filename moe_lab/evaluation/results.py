@@ -7,14 +7,12 @@ and a file appears whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,10 @@ import numpy as np
 
 import moe_lab
 from moe_lab.errors import TraceError
+from moe_lab.parameters import Schedule
 from moe_lab.policy import Policy
 from moe_lab.trace import Trace
+from moe_lab.trace_files.whole import whole
 
 _WHOLE = 1 << 28
 """A weight file of at most this many bytes is hashed whole; of a larger one, header, size and samples."""
@@ -48,6 +48,7 @@ def default_folder() -> Path:
 class Results:
     """A folder of results; None keeps nothing.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     results = Results(Path(folder))
     ...     results.put("0" * 32, {"loss": 1.5})
@@ -71,8 +72,8 @@ class Results:
     def put(self, key: str, record: dict[str, Any]) -> None:
         """Keep a record of plain values."""
         if self.folder is not None:
-            with self._whole(key, ".json") as path:
-                path.write_text(json.dumps(record), encoding="utf-8")
+            with whole(self._place(key, ".json")) as file:
+                json.dump(record, file)
 
     def get_trace(self, key: str) -> Trace | None:
         """The trace of ``key``, or None."""
@@ -86,25 +87,17 @@ class Results:
     def put_trace(self, key: str, trace: Trace) -> None:
         """Keep a trace."""
         if self.folder is not None:
-            with self._whole(key, ".npz") as path:
-                trace.write(path)
+            trace.write(self._place(key, ".npz"))
 
     def _path(self, key: str, suffix: str) -> Path:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}{suffix}"
 
-    @contextlib.contextmanager
-    def _whole(self, key: str, suffix: str) -> Iterator[Path]:
-        """A path to write to, moved to its place when all is written."""
-        target = self._path(key, suffix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=target.parent)
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+    def _place(self, key: str, suffix: str) -> Path:
+        """The path to write to, its folder made."""
+        path = self._path(key, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 def digest(*parts: Any) -> str:
@@ -156,7 +149,14 @@ _FUNCTIONS = ("rank", "keep", "touch", "left", "token")
 
 def policy_key(policy: Policy) -> list[Any]:
     """What a policy is, as plain values: name, parameters and a hash of its code, helpers and constants included."""
-    return [policy.kind, policy.name, policy.values(), class_key(type(policy))]
+    tables = {key: list(getattr(policy, key)) for key in policy.tables()}
+    return [policy.kind, policy.name, {key: _plain(value) for key, value in policy.values().items()}, tables,
+            class_key(type(policy))]
+
+
+def _plain(value: Any) -> Any:
+    """A parameter's value as JSON can hold it."""
+    return [list(step) for step in value.steps] if isinstance(value, Schedule) else value
 
 
 def class_key(cls: type[Policy]) -> str:

@@ -12,7 +12,7 @@ import moe_lab as ml
 from moe_lab.errors import BudgetError, PolicyError, SettingError
 from moe_lab.evaluation import measure as measuring
 from moe_lab.evaluation.intervals import paired, student
-from moe_lab.evaluation.results import class_key
+from moe_lab.evaluation.results import class_key, digest, policy_key
 from moe_lab.kernels.belady import belady
 
 WINDOW = 40
@@ -134,7 +134,7 @@ def test_a_point_cut_off_in_the_middle_leaves_nothing_half_done(engine, ids, mon
     sweep = ml.sweep(engine, ids, **arguments)
     with pytest.raises(KeyboardInterrupt):
         sweep.finish()
-    assert len(sweep.points) == 1 and not list(tmp_path.rglob(".part-*"))
+    assert len(sweep.points) == 1 and not list(tmp_path.rglob("*.part"))
     assert len(sweep.finish().points) == 2
     assert not engine.busy and len(list(engine.stream([1, 2], max_new_tokens=2))) == 2
 
@@ -234,6 +234,14 @@ def test_two_different_policies_under_one_name_are_refused_and_one_with_paramete
                      store=tmp_path)
     assert [p.eviction for p in sweep] == ["mine", "mine(bias=2)", "mine(bias=3)"]
     assert class_key(one) == class_key(same) != class_key(other)
+
+
+def test_a_learned_table_or_a_schedule_is_part_of_what_a_policy_is():
+    learned = ml.eviction.LearnedEviction
+    other = learned(weights=[*learned().weights[:-1], 0.5])
+    keys = [policy_key(learned()), policy_key(other), policy_key(ml.routing.CachePrior(penalty=[0.1, 0.2])),
+            policy_key(ml.routing.CachePrior(penalty=ml.routing.Schedule({0: 0.1, 9: 0.2})))]
+    assert len({digest(key) for key in keys}) == 4
 
 
 SCALE = 1.0

@@ -2,8 +2,10 @@
 
 from moe_lab.engine.engine import Cache, Engine
 from moe_lab.engine.load import load
+from moe_lab.engine.ranking import Ranking
 from moe_lab.engine.records import Phase, Reply, Score, Stats, Step, Times
 from moe_lab.engine.sampling import Sampling
 from moe_lab.engine.telemetry import Snapshot
 
-__all__ = ["Cache", "Engine", "Phase", "Reply", "Sampling", "Score", "Snapshot", "Stats", "Step", "Times", "load"]
+__all__ = ["Cache", "Engine", "Phase", "Ranking", "Reply", "Sampling", "Score", "Snapshot", "Stats", "Step", "Times",
+           "load"]

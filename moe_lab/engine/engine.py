@@ -19,8 +19,10 @@ from moe_lab.cache import ExpertCache, Held, slots_for
 from moe_lab.engine import explain as explanation
 from moe_lab.engine import score as scoring
 from moe_lab.engine import stream as decoding
+from moe_lab.engine.lean import LeanDecode
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
+from moe_lab.engine.ranking import Ranking
 from moe_lab.engine.records import Phase, Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import DECODE, PREFILL, Recorder, Telemetry
@@ -30,6 +32,7 @@ from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import StreamedModel
+from moe_lab.models.decoder import Decoder, read_decoder
 from moe_lab.policy import resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import ModelSpec
@@ -96,7 +99,7 @@ class Engine:
         self.tokenizer: Any = model.tokenizer
         self.format = format
         self.seed = seed
-        self.telemetry = Telemetry(self.spec.L, self.spec.experts, self.spec.top_k, describe=self._describe)
+        self.telemetry = Telemetry(experts.states, describe=self._describe)
         self.last_pass: tuple[Phase, int] = (Phase(), 0)
         self._experts, self._disk = experts, disk
         self._routing, self._eviction = routing, eviction
@@ -106,11 +109,10 @@ class Engine:
         self._sampler: Sampler | None = None
         self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
                                  self.spec.expert_hidden, model.activation)
-        self.new_past = model.new_past
+        self.new_past, self._places = model.new_past, model.blocks
         self._touched_dense = _touched_dense(self.hf)
         model.connect(self._blocks)
         self._wrap_passes()
-        self.telemetry.settled([state.resident for state in experts.states])
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -305,9 +307,37 @@ class Engine:
         return explanation.sentences(t.ring, position, t.token, self.spec.top_k,
                                      self.spec.expert_bytes[self.format.name], self.spec.layers)
 
+    def ranking(self, layer: int) -> Ranking | None:
+        """Where the experts of MoE layer ``layer`` (0 to L - 1) stood at the last token: a ``Ranking`` of places before
+        and after the routing policy. None before the first token.
+
+        Safe from any thread while another generates. Where routing policies are off (``engine.routes``) the model's
+        logits are not known: before is as after, and only the chosen have a place.
+        """
+        if not (isinstance(layer, (int, np.integer)) and 0 <= layer < self.spec.L):
+            raise SettingError(f"layer={layer!r} is no MoE layer of this model; type one from 0 to {self.spec.L - 1}")
+        return self.telemetry.ranking(int(layer))
+
     def close(self) -> None:
         """Stop the reader threads and close the files. The engine cannot be used afterwards."""
         self._experts.readers.close()
+
+    # --- decoding --------------------------------------------------------------------------------------
+
+    @property
+    def decoding(self) -> str:
+        """What ``stream`` runs the tokens after the prompt with: ``"kernels"``, or transformers' modules and why."""
+        found = self._decoder()
+        return f"transformers' modules: {found}" if isinstance(found, str) else "kernels"
+
+    def lean_decode(self, past: Any, room: int) -> LeanDecode | None:
+        """Kernels that go on with the text in ``past`` up to ``room`` tokens; None where they do not know the model."""
+        found = self._decoder()
+        return None if isinstance(found, str) else LeanDecode(found, self._blocks, past, room)
+
+    def _decoder(self) -> Decoder | str:
+        """The dense part as it is now (a hook may have come, a module may have gone)."""
+        return read_decoder(self.hf, self._places) if self.routes else "the model routes by itself"
 
     # --- reports --------------------------------------------------------------------------------------
 
@@ -355,7 +385,8 @@ class Engine:
             f"{format_bytes(spec.floor_bytes(self.format.name))}\n"
             f"  routing   {self._routing!r}: {lossless}\n"
             f"  eviction  {self._eviction!r}\n"
-            f"  disk      {disk}"
+            f"  disk      {disk}\n"
+            f"  decode    {self.decoding}"
         )
 
     # --- passes ---------------------------------------------------------------------------------------
@@ -365,8 +396,8 @@ class Engine:
         forward, generate = self.hf.forward, self.hf.generate
 
         @functools.wraps(forward)
-        def one_pass(*args: Any, **kwargs: Any) -> Any:
-            with self._pass(*_shape(args, kwargs)):
+        def one_forward(*args: Any, **kwargs: Any) -> Any:
+            with self.one_pass(*_shape(args, kwargs)):
                 return forward(*args, **kwargs)
 
         @functools.wraps(generate)
@@ -375,11 +406,12 @@ class Engine:
                 self._begin_run()
                 return generate(*args, **kwargs)
 
-        self.hf.forward, self.hf.generate = one_pass, one_generation
+        self.hf.forward, self.hf.generate = one_forward, one_generation
 
     @contextmanager
-    def _pass(self, rows: int, length: int, cached: bool) -> Iterator[None]:
-        """Own the engine for one forward call; what is cut off leaves cache and map in agreement."""
+    def one_pass(self, rows: int, length: int, cached: bool) -> Iterator[None]:
+        """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered);
+        what is cut off leaves cache and map in agreement."""
         if rows > 1 and self._routing.lossy:
             raise SettingError(
                 f"a batch of {rows} rows under {self._routing!r}: the rows would steer each other's experts, so a "
@@ -395,8 +427,7 @@ class Engine:
             telemetry.begin(rows * length, DECODE if cached and length == 1 else PREFILL)
             self._blocks.touched = 0
             yield
-            residents = [s.resident for s in self._experts.states] if self._blocks.settle else None
-            counts = telemetry.end(residents)
+            counts = telemetry.end()
             touched = self._touched_dense + self._blocks.touched * self.spec.expert_bytes[self.format.name]
             self.last_pass = counts, touched
             done = True
@@ -409,7 +440,7 @@ class Engine:
     def _changed(self, change: Any) -> None:
         """Make a change of the live cache and show it."""
         change()
-        self.telemetry.settled([state.resident for state in self._experts.states])
+        self.telemetry.settled()
 
     def _begin_run(self) -> object:
         """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
@@ -426,11 +457,11 @@ class Engine:
         The engine is owned meanwhile; one may stand inside another.
         """
         spec, experts, blocks = self.spec, self._experts, self._blocks
-        own = Telemetry(spec.L, spec.experts, spec.top_k, capacity=64)
         states = [
             LayerState.new(spec.experts, spec.top_k, slots or experts.slots, routing or self._routing,
                            eviction or self._eviction, layer, self.seed) for layer in range(spec.L)
         ]
+        own = Telemetry(states, capacity=64)
         with self._owner.held():
             before = experts.states, experts.held, blocks.telemetry, blocks.settle
             experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False

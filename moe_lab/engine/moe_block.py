@@ -50,27 +50,34 @@ class MoEBlocks:
         return _tensors(walked.ids, gates)
 
     def _walk(self, layer: int, logits: np.ndarray, weights: np.ndarray) -> Walked:
-        """Route (T, E) ``logits`` and settle the layer's residency, under the telemetry's eyes."""
-        state = self.cache.states[layer]
-        self.telemetry.routing(layer, logits, state.resident)
-        return walk(state, logits, weights, self.telemetry.room(layer))
+        """Route (T, E) ``logits`` and settle the layer's residency, into the telemetry's record."""
+        return walk(self.cache.states[layer], logits, weights, self.telemetry.room(layer))
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
         if self.rules is None:
             ids, weights = self._observe(layer, ids, weights)
-        began = perf_counter()
-        traffic, slots = Traffic(), None
         if x.shape[0] == 1 and self.settle:
-            self.touched += ids.shape[1]
-            walked = self.telemetry.room(layer)
-            slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
-            out = self._token(layer, x, slots, weights)
-        else:
-            out = self._tokens(layer, x, ids, weights, traffic)
+            self._x[:] = x[0].float().numpy()
+            y = self._token(layer, self._x, weights[0].float().numpy())
+            return torch.from_numpy(y).to(x.dtype, copy=True)[None]
+        began, traffic = perf_counter(), Traffic()
+        out = self._tokens(layer, x, ids, weights, traffic)
         elapsed = perf_counter() - began
-        self.telemetry.computed(layer, slots, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        self.telemetry.computed(layer, None, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
+
+    def token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Route and compute one token that comes without torch: the sum of its experts' outputs, (D,) float32.
+
+        ``x`` (D,), ``logits`` and raw ``weights`` (1, E), all float32. The memory returned is written again.
+        """
+        began = perf_counter()
+        assert self.rules is not None            # a model that routes by itself is run by transformers
+        walked = self._walk(layer, logits, weights)
+        gates = self.rules[layer].finish(walked.gates, walked.ids)
+        self.telemetry.routed(layer, perf_counter() - began)
+        return self._token(layer, x, gates[0])
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where routing policies are off: let the residency follow the choice of the model's own router."""
@@ -79,12 +86,15 @@ class MoEBlocks:
         self.telemetry.routed(layer, perf_counter() - began)
         return _tensors(walked.ids, walked.gates)
 
-    def _token(self, layer: int, x: torch.Tensor, slots: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
-        """One token: all its experts in one kernel call, from their slots."""
-        self._x[:] = x[0].float().numpy()
-        gates = weights[0].float().numpy()
-        self.format.ffn_token(self._x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
-        return torch.from_numpy(self._y).to(x.dtype, copy=True)[None]
+    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray) -> np.ndarray:
+        """One token (D,): what it misses is loaded, then all its experts in one kernel call, from their slots."""
+        began, traffic, walked = perf_counter(), Traffic(), self.telemetry.room(layer)
+        self.touched += gates.size
+        slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
+        self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
+        elapsed = perf_counter() - began
+        self.telemetry.computed(layer, slots, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        return self._y
 
     def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
                 traffic: Traffic) -> torch.Tensor:

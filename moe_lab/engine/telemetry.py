@@ -11,11 +11,13 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from moe_lab.engine.ranking import Ranking, ranking_of
 from moe_lab.engine.records import Phase, Times
+from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.walk import Walked
 
 CAPACITY = 4096
@@ -23,6 +25,8 @@ CAPACITY = 4096
 LOGITS_KEPT = 64
 """Tokens whose router logits are kept, for explanations."""
 PREFILL, DECODE = 0, 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,18 +125,21 @@ class _Pass:
 
 
 class Telemetry:
-    """Ring, cumulative counts, and the recorder of the present run."""
+    """Ring, cumulative counts, and the recorder of the present run, for the layers that ``states`` are walked in."""
 
-    def __init__(self, L: int, E: int, K: int, capacity: int = CAPACITY,
+    def __init__(self, states: list[LayerState], capacity: int = CAPACITY,
                  describe: Callable[[], dict[str, Any]] | None = None) -> None:
-        self.L, self.E, self.K = L, E, K
+        self._states = states
+        self.L, self.E, self.K = L, E, K = len(states), states[0].E, states[0].K
         self._describe = describe or (lambda: {"slots": 0, "state": "", "exact": True, "simulated": False})
         self.ring = Ring(L, K, E, capacity)
         self.token = 0
         self.uses = np.zeros((L, E), dtype=np.int64)
         self.hits = np.zeros((L, E), dtype=np.int64)
         self.last_use = np.full((L, E), -1, dtype=np.int64)
-        self.resident = np.zeros((L, E), dtype=np.bool_)
+        self.resident = np.stack([state.resident for state in states])
+        self.scores = np.zeros((L, E), dtype=np.float32)
+        """Of the last token, by the routing policy."""
         self.recorder = Recorder(L, K)
         self._one = self._pass = _Pass(L, 1, K)
         self._version = 0
@@ -144,17 +151,11 @@ class Telemetry:
         """A pass of ``tokens`` begins."""
         self._pass = self._one if tokens == 1 else _Pass(self.L, tokens, self.K)
         self._phase = phase
-        self._last = (self.token + tokens - 1) % LOGITS_KEPT
         self._began = time.perf_counter()
 
     def room(self, layer: int) -> Walked:
         """Where the walk of ``layer`` writes to in this pass."""
         return self._pass.layers[layer]
-
-    def routing(self, layer: int, logits: np.ndarray, resident: np.ndarray) -> None:
-        """The walk of one layer begins. ``logits`` (T, E) float32, ``resident`` (E,) bool before it."""
-        self.ring.logits[self._last, layer] = logits[-1]
-        self.ring.resident[self._last, layer] = resident
 
     def routed(self, layer: int, route_s: float) -> None:
         """The walk of one layer is done."""
@@ -167,15 +168,13 @@ class Telemetry:
             now.slots[layer] = slots
         now.read_bytes[layer], now.wait_s[layer], now.experts_s[layer] = read_bytes, wait_s, experts_s
 
-    def end(self, resident: list[np.ndarray] | None) -> Phase:
-        """The pass is through; returns its counts. ``resident`` are the layers' (E,) bool, None for a score."""
+    def end(self) -> Phase:
+        """The pass is through; returns its counts."""
         now, total = self._pass, time.perf_counter() - self._began
         self._version += 1
         self._to_ring(now, total)
         uses, hits, swapped = self._count(now)
-        if resident is not None:
-            for layer, here in enumerate(resident):
-                self.resident[layer] = here
+        self._look(now)
         self.token += now.T
         self._version += 1
         wait, route, experts = sum(now.wait_s), sum(now.route_s), sum(now.experts_s)
@@ -202,6 +201,13 @@ class Telemetry:
         ring.total_s[rows] = total / now.T
         ring.phase[rows] = self._phase
 
+    def _look(self, now: _Pass) -> None:
+        """Take from the layers what their last token saw, and who is resident after it."""
+        row = (self.token + now.T - 1) % LOGITS_KEPT
+        for layer, state in enumerate(self._states):
+            self.ring.logits[row, layer], self.ring.resident[row, layer] = state.logits, state.before
+            self.scores[layer], self.resident[layer] = state.scores, state.resident
+
     def _count(self, now: _Pass) -> tuple[int, int, int]:
         """Add the pass to the cumulative counts; returns uses, hits, swapped."""
         ids, hits = now.routes.ids, now.routes.hits
@@ -227,11 +233,11 @@ class Telemetry:
         swapped = np.count_nonzero((now.routes.rank >= self.K) & chosen)
         return int(np.count_nonzero(chosen)), int(np.count_nonzero(hits & chosen)), int(swapped)
 
-    def settled(self, resident: list[np.ndarray]) -> None:
+    def settled(self) -> None:
         """Residency changed outside a pass (a resize, a reset, a pass cut off)."""
         self._version += 1
-        for layer, now in enumerate(resident):
-            self.resident[layer] = now
+        for layer, state in enumerate(self._states):
+            self.resident[layer] = state.resident
         self._version += 1
 
     def _rows(self, T: int) -> slice | np.ndarray:
@@ -255,13 +261,24 @@ class Telemetry:
 
         Any thread may ask at any time; it gets the state after the last whole token.
         """
+        return Snapshot(**self._whole(lambda: self._copy(recent)), **self._describe())
+
+    def ranking(self, layer: int) -> Ranking | None:
+        """The last token's ranking at a layer, None before the first token. Any thread may ask at any time."""
+        def read() -> tuple[int, np.ndarray, np.ndarray]:
+            return self.token, self.ring.logits[(self.token - 1) % LOGITS_KEPT, layer].copy(), self.scores[layer].copy()
+
+        token, logits, scores = self._whole(read)
+        return ranking_of(logits, scores) if token else None
+
+    def _whole(self, read: Callable[[], T]) -> T:
+        """What ``read`` finds while the writer changes nothing."""
         while True:
             version = self._version
-            copy = self._copy(recent)
+            found = read()
             if version == self._version and version & 1 == 0:
-                break
+                return found
             time.sleep(0.0001)
-        return Snapshot(**copy, **self._describe())
 
     def _copy(self, recent: int) -> dict:
         token, ring = self.token, self.ring

@@ -17,12 +17,12 @@ from moe_lab.kernels.pointers import pointer
 FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size", "routing_parameters",
           "eviction_parameters", "memory_words",
           "memory", "shadow", "resident", "last_use", "arrived", "uses", "own", "clock", "routing_state",
-          "eviction_state", "routing_params", "eviction_params", "scores", "keys", "marks", "report",
-          "rank", "weakest", "touch", "left", "token")
+          "eviction_state", "routing_params", "eviction_params", "logits", "before", "scores", "keys", "marks",
+          "report", "rank", "weakest", "touch", "left", "token")
 """Numbers, then addresses of arrays, then addresses of functions (0: no such hook)."""
 (EXPERTS, TOP_K, SLOTS, COLUMNS, ROUTING_SIZE, EVICTION_SIZE, ROUTING_PARAMETERS, EVICTION_PARAMETERS, MEMORY_WORDS,
  MEMORY, SHADOW, RESIDENT, LAST_USE, ARRIVED, USES, OWN_COLUMNS, CLOCK, ROUTING_STATE,
- EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, SCORES, KEYS, MARKS, REPORT,
+ EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, LOGITS, BEFORE, SCORES, KEYS, MARKS, REPORT,
  RANK, WEAKEST, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
 
 FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP = range(4)
@@ -30,7 +30,10 @@ FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP = range(4)
 
 
 class Layer(NamedTuple):
-    """The arrays of one layer. ``marks`` (E + 1,) int64: who is protected, and the mark of the present token."""
+    """The arrays of one layer. ``marks`` (E + 1,) int64: who is protected, and the mark of the present token.
+
+    ``logits``, ``before`` and ``scores`` (E,) are what the last token saw, see ``residency.LayerState``.
+    """
 
     resident: np.ndarray
     stats: Stats
@@ -39,6 +42,8 @@ class Layer(NamedTuple):
     eviction_state: np.ndarray
     routing_params: np.ndarray
     eviction_params: np.ndarray
+    logits: np.ndarray
+    before: np.ndarray
     scores: np.ndarray
     keys: np.ndarray
     marks: np.ndarray
@@ -63,6 +68,8 @@ def opened(block: np.ndarray) -> Layer:
         numba.carray(pointer(block[EVICTION_STATE]), (block[EVICTION_SIZE],), np.float64),
         numba.carray(pointer(block[ROUTING_PARAMS]), (block[ROUTING_PARAMETERS],), np.float64),
         numba.carray(pointer(block[EVICTION_PARAMS]), (block[EVICTION_PARAMETERS],), np.float64),
+        numba.carray(pointer(block[LOGITS]), (E,), np.float32),
+        numba.carray(pointer(block[BEFORE]), (E,), np.bool_),
         numba.carray(pointer(block[SCORES]), (E,), np.float32),
         numba.carray(pointer(block[KEYS]), (E,), np.int64),
         numba.carray(pointer(block[MARKS]), (E + 1,), np.int64),

@@ -52,14 +52,19 @@ class LayerState:
     """(OWN + state_size,) float64 of the routing policy."""
     evict_state: np.ndarray
     """(OWN + state_size,) float64 of the eviction policy."""
+    logits: np.ndarray
+    """(E,) float32 of the last token walked. This and the next two are a report, not state: nothing reads them back."""
+    before: np.ndarray
+    """(E,) bool: resident before the last token walked."""
+    scores: np.ndarray
+    """(E,) float32: what the routing policy gave for the last token walked."""
     block: np.ndarray
-    """(F,) int64: what kernels are given, see ``moe_lab.kernels.layer``."""
+    """(F,) int64: what kernels are given, see ``moe_lab.kernels.layer``. The same array for good."""
     report: np.ndarray
     """(2,) int64: token and expert at which a kernel stopped."""
     _memory: np.ndarray
     _shadow: np.ndarray
     _params: dict[str, np.ndarray]
-    _scores: np.ndarray
     _keys: np.ndarray
     _marks: np.ndarray
 
@@ -75,7 +80,9 @@ class LayerState:
         state = cls.__new__(cls)
         state.E, state.K, state.C = E, K, _slots(C, E, K)
         state.layer, state.seed = layer, seed
-        state._scores = np.zeros(E, dtype=np.float32)
+        state.logits, state.scores = np.zeros((2, E), dtype=np.float32)
+        state.before = np.zeros(E, dtype=np.bool_)
+        state.block = np.zeros(len(field.FIELDS), dtype=np.int64)
         state._keys = np.zeros(E, dtype=np.int64)
         state._marks = np.zeros(E + 1, dtype=np.int64)
         state.report = np.zeros(2, dtype=np.int64)
@@ -100,14 +107,15 @@ class LayerState:
         self.evict_state = parts["eviction_state"].view(np.float64)
         self.routing, self.eviction = routing, eviction
         self._params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
-        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "scores": self._scores,
-                "keys": self._keys, "marks": self._marks, "report": self.report}
+        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "logits": self.logits,
+                "before": self.before, "scores": self.scores, "keys": self._keys, "marks": self._marks,
+                "report": self.report}
         numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
                    "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
                    "routing_parameters": self._params["routing_params"].size,
                    "eviction_parameters": self._params["eviction_params"].size, "memory_words": self._memory.size}
         values = {**numbers, **{name: array.ctypes.data for name, array in here.items()}, **code}
-        self.block = np.array([values[name] for name in field.FIELDS], dtype=np.int64)
+        self.block[:] = [values[name] for name in field.FIELDS]
         for head in (self.route_state, self.evict_state):
             head[LAYER], head[SEED] = self.layer, self.seed
             head[TOP_K], head[SLOTS], head[EXPERTS] = self.K, self.C, E

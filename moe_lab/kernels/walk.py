@@ -151,6 +151,9 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
     for t in range(logits.shape[0]):
         layer.report[0] = t
         z, w, chosen = logits[t], weights[t], ids[t]
+        if t == logits.shape[0] - 1:
+            layer.logits[:] = z
+            layer.before[:] = layer.resident
         rank_function(z, w, K, layer.resident, layer.routing_state, layer.routing_params, layer.scores)
         n = choose(layer.scores, z, chosen, layer.keys)
         if n <= 0:

@@ -25,8 +25,8 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
     out = Walked.empty(T, K)
     routing, eviction = state.routing, state.eviction
     for t in range(T):
-        z, w = logits[t], weights[t]
-        scores = np.zeros(state.E, dtype=np.float32)
+        z, w, scores = logits[t], weights[t], state.scores
+        state.logits[:], state.before[:] = z, state.resident
         routing.rank(z, w, K, state.resident, state.route_state, routing.vector(), scores)
         chosen = sorted(top_k_slow(scores, z, K), key=lambda e: (-w[e], e))
         if not chosen:

@@ -6,9 +6,13 @@ import threading
 
 import numpy as np
 import pytest
+from layers import new_layer, random_logits, softmax
 
 import moe_lab as ml
-from moe_lab.engine.telemetry import Telemetry
+from moe_lab.engine.telemetry import LOGITS_KEPT, Telemetry
+from moe_lab.errors import SettingError
+from moe_lab.kernels.layout import OWN
+from moe_lab.kernels.walk import forced, walk
 
 PROMPT = [5, 17, 3, 90, 41]
 
@@ -56,19 +60,93 @@ def test_snapshots_taken_while_another_thread_generates_are_whole(engine):
     assert not torn
 
 
-def test_a_pass_longer_than_the_ring_keeps_its_last_tokens(engine):
-    small = Telemetry(1, 8, 2, capacity=4)
-    ids = np.arange(14, dtype=np.int32).reshape(7, 2) % 8
+def test_a_pass_longer_than_the_ring_keeps_its_last_tokens(rng):
+    state = new_layer(8, 2, 4)
+    small = Telemetry([state], capacity=4)
     for _ in range(2):
+        logits = random_logits(rng, 7, 8)
         small.begin(7, 0)
-        for array, value in zip(small.room(0), (ids, 1, False, -1, 0, 1), strict=True):
-            array[:] = value
-        small.routing(0, np.zeros((7, 8), np.float32), np.zeros(8, bool))
+        ids = walk(state, logits, softmax(logits), small.room(0)).ids.copy()
         small.routed(0, 0.0)
         small.computed(0, None, 0, 0.0, 0.0)
-        small.end([np.zeros(8, bool)])
+        small.end()
     rows = np.arange(small.token - 4, small.token) % 4
     assert np.array_equal(small.ring.ids[rows, 0], ids[-4:]) and small.uses.sum() == 28
+
+
+def slow_places(values, logits) -> list[int]:
+    """Place of each expert by counting those that go before it; -1 for -inf."""
+    def before(a: int, b: int) -> bool:
+        return (-values[a], -logits[a], a) < (-values[b], -logits[b], b)
+
+    E = range(len(values))
+    return [-1 if values[e] == -np.inf else sum(before(other, e) for other in E) for e in E]
+
+
+@pytest.mark.parametrize("routing", [
+    ml.routing.Original(), ml.routing.CachePrior(penalty=0.5, keep_top=2), ml.routing.MaxRank(window=5, keep_top=1),
+])
+def test_the_ranking_is_that_of_the_last_token_before_and_after_the_policy(engine, routing):
+    assert engine.ranking(0) is None
+    engine.routing = routing
+    moved = False
+    for _ in engine.stream(PROMPT, max_new_tokens=25, stop_at_end=False):
+        now, t = engine.telemetry.snapshot(), engine.telemetry
+        for layer, state in enumerate(engine._experts.states):
+            ranking = engine.ranking(layer)
+            z, scores = now.logits[layer], np.zeros(8, np.float32)
+            learned = state.route_state.copy()          # the range of this token is in it: take it out again
+            learned[OWN:] -= [z.max() - z.min(), 1][: learned.size - OWN]
+            resident = t.ring.resident[(now.token - 1) % LOGITS_KEPT, layer]
+            routing.rank(z, softmax(z[None])[0], 2, resident, learned, routing.vector(), scores)
+            assert ranking.before.dtype == ranking.after.dtype == np.int16
+            assert ranking.before.tolist() == slow_places(z, z)
+            assert ranking.after.tolist() == slow_places(scores, z)
+            assert set(np.nonzero((ranking.after >= 0) & (ranking.after < 2))[0]) == set(np.nonzero(now.used[layer])[0])
+            moved |= ranking.before.tolist() != ranking.after.tolist()
+    assert moved is routing.lossy
+
+
+def test_a_ranking_knows_the_chosen_alone_where_the_model_routes_by_itself(engine):
+    for state in engine._experts.states:
+        state.set_routing(ml.routing.Original())
+    walk_forced(engine, ids=[[6, 2]], gates=[[0.7, 0.2]])
+    ranking = engine.ranking(1)
+    assert ranking.before.tolist() == ranking.after.tolist() == [-1, -1, 1, -1, -1, -1, 0, -1]
+
+
+def walk_forced(engine, ids, gates) -> None:
+    """One token, of which only the choice is known."""
+    t = engine.telemetry
+    t.begin(1, 1)
+    for layer, state in enumerate(engine._experts.states):
+        walk(state, *forced(np.array(ids), np.array(gates, np.float32), 8), t.room(layer))
+        t.routed(layer, 0.0)
+        t.computed(layer, None, 0, 0.0, 0.0)
+    t.end()
+
+
+def test_a_ranking_of_a_layer_that_is_not_there_is_refused(engine):
+    for layer in (-1, 3, "first"):
+        with pytest.raises(SettingError, match="type one from 0 to 2"):
+            engine.ranking(layer)
+
+
+def test_rankings_asked_while_another_thread_generates_are_of_one_token(engine):
+    """Ranks of two tokens mixed would hardly ever be a permutation that the trace knows."""
+    done, seen = threading.Event(), []
+
+    def watch() -> None:
+        while not done.is_set():
+            if (found := engine.ranking(2)) is not None:
+                seen.append(tuple(np.nonzero((found.after >= 0) & (found.after < 2))[0]))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    engine.generate(PROMPT, max_new_tokens=60, stop_at_end=False)
+    done.set()
+    thread.join()
+    assert set(seen) <= {tuple(np.sort(chosen)) for chosen in engine.trace.ids[:, 2]} and len(set(seen)) > 1
 
 
 def test_swaps_are_explained_with_both_experts_and_what_was_saved(engine):

@@ -28,7 +28,8 @@ def test_every_pair_of_policies_walks_as_its_slow_twin(sizes: tuple[int, int, in
     one, other = walk(fast, logits, softmax(logits)), walk_slow(slow, logits, softmax(logits))
     for name in ("ids", "hits", "evicted", "rank", "gates"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=f"{routing} {eviction} {name}")
-    np.testing.assert_array_equal(fast.resident, slow.resident)
+    for name in ("resident", "logits", "before", "scores"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=f"{routing} {eviction} {name}")
     for mine, twin in zip(fast.stats[:3], slow.stats[:3], strict=True):
         np.testing.assert_array_equal(mine, twin)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_lab import Sampling
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.policy import Parameter, Policy
 
@@ -74,6 +75,7 @@ class FakeEngine:
         self.disk, self.seed, self.token_s = disk, 0, token_s
         self.routing, self.eviction = Original(), LRU()
         self.busy = False
+        self.sampling: Any = None
         self.fail_at: int | None = None
         self.word: Any = lambda i: WORDS[i % len(WORDS)]
         self.tokenizer: Any = lambda text: {"input_ids": [1] * len(text.split())}
@@ -109,10 +111,10 @@ class FakeEngine:
             raise SettingError(f"max_new_tokens={max_new_tokens!r} must be a number of tokens, 1 or more")
         if not len(prompt):
             raise SettingError("prompt is empty; type at least one word")
-        return self._stream(max_new_tokens)
+        return self._stream(max_new_tokens, Sampling(**{k: v for k, v in options.items() if k in vars(Sampling())}))
 
-    def _stream(self, count: int) -> Iterator[Any]:
-        self.busy = True
+    def _stream(self, count: int, sampling: Sampling) -> Iterator[Any]:
+        self.busy, self.sampling = True, sampling
         try:
             for index in range(count):
                 if self.fail_at is not None and self.telemetry.token == self.fail_at:

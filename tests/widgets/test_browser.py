@@ -15,13 +15,20 @@ import pytest
 pytestmark = pytest.mark.browser
 
 SETUP = """
-import moe_lab as ml, torch
+import moe_lab as ml, time, torch
 torch.set_num_threads(1)
 from moe_lab_widgets import Lab
 engine = ml.load("pocket", cache="25%", disk=ml.Disk("1 GB/s"))
+_stream = engine.stream
+def paced(steps):
+    for step in steps:
+        yield step
+        time.sleep(0.01)
+engine.stream = lambda *a, **k: paced(_stream(*a, **{"stop_at_end": False, **k}))
 lab = Lab(engine, prompt="def fibonacci(n):", max_new_tokens=1900, temperature=0.8)
 lab
 """
+"""A run of it lasts 20 s at least, however fast the engine becomes: no test sees its end by chance."""
 BOARD = ".moelab"
 
 
@@ -32,6 +39,7 @@ def notebook(jupyter: browsing.Server, browser) -> Iterator[browsing.Tab]:
     tab.open(jupyter.notebook("board", [SETUP, "other = Lab(engine)\nother", "1 + 1"]))
     tab.run(0)
     tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+    tab.do("list(_stream('def f(', max_new_tokens=3)); lab._session.after_cell()")     # kernels are compiled now
     yield tab
     tab.shut()
 
@@ -190,6 +198,34 @@ def test_every_control_reaches_the_engine_while_it_writes(board):
     page.get_by_label("prompt").fill("class Cache:")
     page.get_by_label("prompt").press("Tab")
     board.until_asked("lab.prompt == 'class Cache:'")
+
+
+def test_sampling_acts_at_the_next_token(board):
+    page = board.page
+    page.locator(f"{BOARD} summary", has_text="Sampling").click()
+    running(board)
+
+    def type_in(name, value):
+        page.get_by_label(name, exact=True).fill(str(value))
+        page.get_by_label(name, exact=True).press("Enter")
+        board.until_asked(f"engine.sampling.{name} == {value}")
+
+    for name, value in (("temperature", 0.3), ("top_k", 7), ("top_p", 0.95), ("seed", 5)):
+        type_in(name, value)
+    type_in("repetition_penalty", 1000000)      # from now on every token is a new one
+    count = board.ask("len(lab._last_driver._ids)")
+    board.until_asked(f"len(lab._last_driver._ids) > {count + 25}")
+    assert board.ask("lab.state") == "running"
+    ids = board.ask("lab._last_driver._ids")
+    assert len(set(ids[count + 1:])) == len(ids) - count - 1
+    assert not set(ids[count + 1:]) & set(ids[:count + 1])
+    page.get_by_label("temperature", exact=True).fill("-1")
+    page.get_by_label("temperature", exact=True).press("Enter")
+    page.locator(f"{BOARD} .bad", has_text="temperature=-1").wait_for()
+    assert page.get_by_label("temperature", exact=True).input_value() == "0.3"
+    for name, value in (("temperature", 0.8), ("repetition_penalty", 1)):
+        type_in(name, value)
+    page.locator(f"{BOARD} summary", has_text="Sampling").click()
 
 
 def test_the_end_of_every_drag_arrives_and_soon(board):

@@ -31,24 +31,24 @@ class Result:
 class ThreadDriver:
     """Generates in a background thread.
 
-    ``go_on(ids)`` opens the stream anew after the ids generated so far: an engine's stream is over once it
-    has raised, but a policy that broke can be exchanged and the run resumed.
+    ``open_stream(ids)`` opens the stream after the ids generated so far: an engine's stream is over once it has
+    raised, but a policy that broke can be exchanged and the run resumed. ``sampling`` holds for the run unless changed.
     """
 
     foreground = False
 
-    def __init__(self, session: Session, stream: Iterator[Any], go_on: Callable[[list[int]], Iterator[Any]],
-                 paused: bool = False) -> None:
+    def __init__(self, session: Session, open_stream: Callable[[list[int]], Iterator[Any]], paused: bool,
+                 sampling: dict[str, Any]) -> None:
         self._session = session
-        self._stream: Iterator[Any] | None = stream
-        self._go_on = go_on
+        self._stream: Iterator[Any] | None = None
+        self._open = open_stream
         self._change = threading.Condition()
         self._paused, self._steps, self._stopping = paused, int(paused), False
         self._news = False
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self._standing, self._over = threading.Event(), threading.Event()
-        session.began(self)
+        session.began(self, sampling)
         self._thread = threading.Thread(target=self._run, name="moe-lab", daemon=True)
         self._thread.start()
 
@@ -109,7 +109,7 @@ class ThreadDriver:
             while self._may_go_on():
                 try:
                     if self._stream is None:
-                        self._stream = self._go_on(self._ids)
+                        self._stream = self._open(self._ids)
                     step = next(self._stream)
                 except StopIteration:
                     break

@@ -23,10 +23,10 @@ from moe_lab.units import format_bytes
 from moe_lab_widgets import controls, still
 from moe_lab_widgets.driver import ForegroundDriver, Result, ThreadDriver
 from moe_lab_widgets.page import Page
-from moe_lab_widgets.session import Session
+from moe_lab_widgets.session import SAMPLING, Session
 from moe_lab_widgets.state import LabState
 
-_SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth")
+_SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth", *SAMPLING)
 
 
 class Lab(LabState):
@@ -57,7 +57,7 @@ class Lab(LabState):
         self._displayed = False
         self._options: dict[str, Any] = {}
         super().__init__(offered=self._session.choices.describe(), model=controls.spec_of(engine),
-                         **{"seed": engine.seed, "uid": self._display_id, **self._agreed, **traits})
+                         **{"uid": self._display_id, **self._agreed, **traits})
         self._page.outbox.fps = self.fps
         self._name_parameters()
         self.observe(self._turned, list(_SETTINGS))
@@ -170,22 +170,23 @@ class Lab(LabState):
         if isinstance(prompt, str):
             self.prompt = prompt
         self._options.update({name: value for name, value in options.items() if not self.has_trait(name)})
-        chosen = {
-            "max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_k": self.top_k or None,
-            "top_p": self.top_p if self.top_p < 1 else None, "repetition_penalty": self.repetition_penalty,
-            "seed": self.seed, **self._options, **options,
-        }
-        for name in ("max_new_tokens", "temperature", "repetition_penalty", "seed"):
-            with contextlib.suppress(tr.TraitError):
-                self.set_trait(name, chosen[name])
-        stream = engine.stream(prompt, **chosen)      # refuses bad settings here, in the caller's thread
+        session = self._session
+        chosen = {**vars(session.sampling), "max_new_tokens": self.max_new_tokens, **self._options, **options}
+        if chosen["seed"] is None:
+            chosen["seed"] = engine.seed
+        engine.stream(prompt, **chosen)               # refuses bad settings here, in the caller's thread
+        drawn = {name: chosen.pop(name) for name in SAMPLING}
 
-        def go_on(ids: list[int]) -> Iterator[Any]:
-            first = list(engine.tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+        def open_stream(ids: list[int]) -> Iterator[Any]:
+            """The stream after ``ids``, with the sampling that holds by then."""
+            tokens = prompt
+            if ids:
+                tokens = [*(engine.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt), *ids]
             left = {**chosen, "max_new_tokens": chosen["max_new_tokens"] - len(ids)}
-            return iter(engine.stream(first + ids, **left))
+            return iter(engine.stream(tokens, **left, **vars(session.sampling)))
 
-        self._last_driver = ThreadDriver(self._session, iter(stream), go_on, paused)
+        self._last_driver = ThreadDriver(session, open_stream, paused, drawn)
+        self.max_new_tokens = chosen["max_new_tokens"]
 
     # --- wishes ----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ through the few methods of ``View``. Two dashboards on one engine have one sessi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 import traceback
@@ -16,11 +17,15 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+import moe_lab as ml
 from moe_lab.errors import BusyError, MoELabError
 from moe_lab_widgets.controls import KINDS, Choices, words_of
 from moe_lab_widgets.curve import ReuseCurve
 from moe_lab_widgets.history import History
 from moe_lab_widgets.publisher import Publisher
+
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+"""Fields of ``ml.Sampling``; a dashboard writes 0 for no ``top_k`` and 1 for no ``top_p``."""
 
 _SESSIONS: WeakValueDictionary[int, Session] = WeakValueDictionary()
 _LOCK = threading.Lock()
@@ -55,6 +60,8 @@ class Session:
         self.engine = engine
         self.choices = Choices(engine, policies)
         spec = engine.spec
+        self.sampling = engine.sampling or ml.Sampling(seed=engine.seed)
+        """How the next token is drawn, by the run in progress or by the next one."""
         self.history = History()
         self.curve = ReuseCurve(spec.L, spec.experts, spec.top_k)
         self.state = "ready"
@@ -135,6 +142,14 @@ class Session:
                 return ""
             engine.cache.resize(value)
             return f"{value} slots"
+        if knob in SAMPLING:
+            before, none = self.in_force(), {"top_k": 0, "top_p": 1}
+            value = None if value == none.get(knob) else value
+            if value == getattr(before, knob):
+                return ""
+            self.sampling = dataclasses.replace(before, **{knob: value})
+            engine.sampling = self.sampling
+            return f"no {knob}" if value is None else f"{knob} {value:g}"
         if knob in KINDS:
             before, policy = getattr(engine, knob), self.choices.build(knob, *value)
             if policy == before:
@@ -151,10 +166,19 @@ class Session:
             return "cache emptied"
         raise ValueError(f"no such knob: {knob}")
 
+    def in_force(self) -> Any:
+        """The ``Sampling`` that draws the next token: the engine's, where it generates."""
+        if self.engine.busy and self.engine.sampling is not None:
+            self.sampling = self.engine.sampling
+        return self.sampling
+
     def settings(self) -> dict[str, Any]:
         """The engine's own truth, by the names of the dashboards' traits."""
-        engine = self.engine
+        engine, sampling = self.engine, self.in_force()
         return {
+            "temperature": float(sampling.temperature), "top_k": sampling.top_k or 0,
+            "top_p": 1.0 if sampling.top_p is None else float(sampling.top_p),
+            "repetition_penalty": float(sampling.repetition_penalty), "seed": int(sampling.seed),
             "slots": engine.cache.slots,
             "routing": engine.routing.name, "routing_values": engine.routing.values(),
             "eviction": engine.eviction.name, "eviction_values": engine.eviction.values(),
@@ -168,8 +192,8 @@ class Session:
 
     # --- a run, told by its driver ----------------------------------------------------------------------
 
-    def began(self, driver: Any) -> None:
-        """A run begins. Raises ``BusyError`` if one is under way."""
+    def began(self, driver: Any, sampling: dict[str, Any] | None = None) -> None:
+        """A run begins, with ``sampling`` unless it brings its own. Raises ``BusyError`` if one is under way."""
         with _LOCK:
             if self.driver is not None:
                 raise BusyError("this engine is already generating; stop it first: lab.stop(), or the Stop button")
@@ -177,6 +201,8 @@ class Session:
                 raise BusyError("this engine is already generating, from outside the dashboard; let that end first "
                                 "(lab.stop() stops only what a dashboard has started)")
             self.driver = driver
+        if sampling is not None:
+            self.sampling = ml.Sampling(**sampling)
         self.finish = self.error = ""
         self.exception = None
         self.sentences = []
@@ -190,6 +216,8 @@ class Session:
         self.history.took(step)
         if step.finish:
             self.finish = step.finish
+        if not step.index and self.driver.foreground:
+            self.tell()                       # a loop of the user's own has brought its own sampling
         if any(view.due() for view in self.views):
             snapshot = self.engine.telemetry.snapshot()
             if self.publisher is not None:
@@ -263,9 +291,9 @@ class Session:
             view.reflect()
 
     def after_cell(self) -> None:
-        """Code of the user has run; where nothing of ours generates, look whether it changed anything."""
+        """Code of the user has run: look whether it changed anything."""
+        self.tell()
         if self.driver is None:
-            self.tell()
             snapshot = self.engine.telemetry.snapshot()
             old = self._shown
             if old is None or snapshot.token != old.token or (snapshot.resident != old.resident).any():

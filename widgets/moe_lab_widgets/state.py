@@ -14,7 +14,7 @@ _STATIC = Path(__file__).parent / "static"
 
 
 class LabState(anywidget.AnyWidget):
-    """Traits of ``Lab``. The settings act at the next token; those of the next run say so."""
+    """Traits of ``Lab``. The settings act at the next token; what is of the next run says so."""
 
     _esm = _STATIC / "lab.js"
     _css = _STATIC / "lab.css"
@@ -28,11 +28,11 @@ class LabState(anywidget.AnyWidget):
 
     prompt = tr.Unicode("def fibonacci(n):", help="What the next run starts from.").tag(sync=True)
     max_new_tokens = tr.Int(400, help="Tokens of the next run at most.").tag(sync=True)
-    temperature = tr.Float(0.0, help="Of the next run; 0 is greedy.").tag(sync=True)
-    top_k = tr.Int(0, help="Of the next run; 0 means all tokens.").tag(sync=True)
-    top_p = tr.Float(1.0, help="Of the next run; 1 means all tokens.").tag(sync=True)
-    repetition_penalty = tr.Float(1.0, help="Of the next run; 1 changes nothing.").tag(sync=True)
-    seed = tr.Int(0, help="Of the next run.").tag(sync=True)
+    temperature = tr.Float(0.0, help="0 is greedy; acts at the next token, as do the four below.").tag(sync=True)
+    top_k = tr.Int(0, help="Draw from so many of the likeliest tokens; 0 means all.").tag(sync=True)
+    top_p = tr.Float(1.0, help="Draw from the likeliest tokens of this share together; 1 means all.").tag(sync=True)
+    repetition_penalty = tr.Float(1.0, help="Above 1 weakens tokens seen before; 1 changes nothing.").tag(sync=True)
+    seed = tr.Int(0, help="Starts the random numbers afresh.").tag(sync=True)
     fps = tr.Float(10.0, min=0.2, max=60.0, help="Pictures a second at most.").tag(sync=True)
 
     uid = tr.Unicode("", help="Tells dashboards on one page apart.").tag(sync=True)

@@ -167,7 +167,7 @@ export function figure(n) {
   return a >= 100 ? n.toFixed(0) : a >= 10 ? n.toFixed(1) : a === 0 ? "0" : n.toFixed(2);
 }
 /** A setting's value as short as it can be said. @param {number} n */
-export const short = (n) => String(+n.toPrecision(4));
+export const short = (n) => String(Number.isInteger(n) ? n : +n.toPrecision(4));
 /** @param {number} n @param {string} one @param {string} [many] */
 const count = (n, one, many = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 /** What there is to say on a cell. @param {Cell} c @param {number} experts @returns {[string, string]} */
@@ -661,9 +661,9 @@ function knobs(b) {
   slots.addEventListener("input", () => { b.put({ slots: +slots.value }); drawSlots(); }, b.on);
   const cache = h("div", { class: "knob slots", "data-knob": "slots" }, h("label", { for: id }, "slots"), value, slots, doc);
   const policies = ["routing", "eviction"].map((kind) => policy(b, kind));
-  const disk = h("div", { class: "group" }), sampling = next(b);
+  const disk = h("div", { class: "group" }), drawing = sampling(b);
   /** @type {{el: HTMLElement, draw: () => void} | null} */ let bandwidth = null;
-  const el = h("div", { class: "knobs" }, h("div", { class: "titlerow" }, h("h3", {}, "Cache and reuse"), reset), canvas, cache, ...policies.map((p) => p.el), disk, sampling.el);
+  const el = h("div", { class: "knobs" }, h("div", { class: "titlerow" }, h("h3", {}, "Cache and reuse"), reset), canvas, cache, ...policies.map((p) => p.el), disk, drawing.el);
   function drawSlots() {
     const r = m.get("offered").slots, one = m.get("model"), curve = b.store.curve.hit, bad = m.get("refusals").slots;
     slots.min = r.low; slots.max = r.high;
@@ -688,7 +688,7 @@ function knobs(b) {
       }
       disk.hidden = !simulated;
       if (bandwidth) bandwidth.draw();
-      sampling.draw();
+      drawing.draw();
     }
     if (why.traits || why.theme || why.slow) drawSlots();
   } };
@@ -717,19 +717,26 @@ function policy(b, kind) {
     for (const p of parts) p.draw();
   } };
 }
-/** Settings of the next run. @param {Board} b */
-function next(b) {
+/** How tokens are drawn, and how many. @param {Board} b */
+function sampling(b) {
   /** @type {[string, string, number][]} */
-  const items = [["max_new_tokens", "1", 1], ["temperature", "any", 0], ["top_k", "1", 0], ["top_p", "any", 0], ["repetition_penalty", "any", 0], ["seed", "1", 0]];
+  const items = [["temperature", "any", 0], ["top_k", "1", 0], ["top_p", "any", 0], ["repetition_penalty", "any", 0], ["seed", "1", 0], ["max_new_tokens", "1", 1]];
+  const doc = h("div", { class: "doc", role: "status" });
   const inputs = items.map(([name, step, min]) => {
     const id = `ml${++serial}`, e = h("input", { type: "number", id, step, min });
-    const typing = typed(b, e, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); e.value = short(b.model.get(name)); });
+    const typing = typed(b, e, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); draw(); });
     return { name, e, typing, el: h("label", { for: id }, name, e) };
   });
-  const el = h("details", { class: "group" }, h("summary", {}, "Sampling of the next run"), h("div", { class: "sampling" }, ...inputs.map((i) => i.el)));
+  const el = h("details", { class: "group" }, h("summary", {}, "Sampling"), h("div", { class: "sampling" }, ...inputs.map((i) => i.el)), doc);
   el.open = b.store.open.has("sampling");
   el.addEventListener("toggle", () => { el.open ? b.store.open.add("sampling") : b.store.open.delete("sampling"); }, b.on);
-  return { el, draw() { for (const i of inputs) if (!i.typing()) i.e.value = short(b.model.get(i.name)); } };
+  function draw() {
+    const bad = inputs.map((i) => b.model.get("refusals")[i.name]).filter(Boolean).join(" ");
+    for (const i of inputs) if (!i.typing()) i.e.value = short(b.model.get(i.name));
+    say(doc, bad || "temperature 0: always the likeliest token; top_k 0 and top_p 1: drawn from all. max_new_tokens is of the next run.");
+    doc.classList.toggle("bad", Boolean(bad));
+  }
+  return { el, draw };
 }
 
 /** Four lines over the tokens, with a mark wherever the user changed something. @param {Board} b @returns {Pane} */

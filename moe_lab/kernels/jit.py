@@ -29,11 +29,12 @@ def _folder_stamp() -> str:
     return stamp.hexdigest()
 
 
-def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None) -> None:
+def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None, name: str | None = None) -> None:
     """Let a numba dispatcher find its machine code of an earlier process; without a writable folder, do nothing.
 
-    ``inner`` is a function that the dispatcher closes over. numba tells closures apart by an id that is new in every
-    process; here they are told apart by the source of ``inner``.
+    numba tells closures apart by an id that is new in every process. Here they are told apart by the source of
+    ``inner``, a function that the dispatcher closes over, or by ``name``, where all that it closes over stands in this
+    folder and follows from the name.
     """
     try:
         dispatcher.enable_caching()
@@ -43,23 +44,28 @@ def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None) -> No
     cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _folder_stamp())
     if inner is not None:
         source = hashlib.sha256(Path(inner.__code__.co_filename).read_bytes()).hexdigest()
-        name = f"{inner.__module__}.{inner.__qualname__}"
-        cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple(), name, source)
+        name = f"{inner.__module__}.{inner.__qualname__} {source}"
+    if name is not None:
+        cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple(), name)
 
 
 @overload
 def jit(function: F) -> F: ...
 @overload
-def jit(function: None = None, *, reorder: bool = False, cache: bool = True) -> Callable[[F], F]: ...
+def jit(function: None = None, *, reorder: bool = False, cache: bool = True, inline: bool = False,
+        name: str | None = None) -> Callable[[F], F]: ...
 
 
-def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True) -> F | Callable[[F], F]:
+def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True, inline: bool = False,
+        name: str | None = None) -> F | Callable[[F], F]:
     """Compile ``function`` with numba at its first call.
 
     Args:
         reorder: sums may be added in another order and products fused, so that they fit vector units; infinities
             and NaNs keep their meaning.
         cache: keep the machine code on disk. Off for helpers that only other kernels call.
+        inline: always put its body in the place of a call. Vectors are passed in registers only then.
+        name: of a function that closes over others of this folder: what tells it from its siblings on disk.
 
     Example:
         >>> @jit
@@ -70,9 +76,9 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True)
     """
     def compiled(plain: F) -> F:
         fastmath: Any = {"reassoc", "contract"} if reorder else False
-        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(plain)
+        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline)(plain)
         if cache:
-            keep_on_disk(dispatcher)
+            keep_on_disk(dispatcher, name=name)
         return dispatcher
 
     return compiled if function is None else compiled(function)

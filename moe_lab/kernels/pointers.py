@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layout import Stats
 
 I64 = types.Array(types.int64, 1, "C")
@@ -39,6 +42,30 @@ def pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), generate
+
+
+@jit(cache=False)
+def floats_at(address, count):  # type: ignore[no-untyped-def]
+    """``count`` float32 at an address, as an array."""
+    return numba.carray(pointer(address), (count,), np.float32)
+
+
+@jit(cache=False)
+def ints_at(address, count):  # type: ignore[no-untyped-def]
+    """``count`` int32 at an address, as an array."""
+    return numba.carray(pointer(address), (count,), np.int32)
+
+
+@jit(cache=False)
+def shorts_at(address, count):  # type: ignore[no-untyped-def]
+    """``count`` uint16 at an address, as an array."""
+    return numba.carray(pointer(address), (count,), np.uint16)
+
+
+@jit(cache=False)
+def bytes_at(address, count):  # type: ignore[no-untyped-def]
+    """``count`` int8 at an address, as an array."""
+    return numba.carray(pointer(address), (count,), np.int8)
 
 
 def _function_at(name: str) -> Any:

@@ -1,70 +1,28 @@
 """Experts in bfloat16, as most checkpoints have them: gate rows, up rows, down rows of 2-byte numbers.
 
-Knows one slot layout. Weights are widened to float32 in registers, activations and sums are float32;
-the order of sums is fixed, so the result has the same bits however it is called.
+Weights are widened to float32 in registers; activations and sums are float32.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.activation import activate
-from moe_lab.kernels.formats.format import activation_number, hidden
+from moe_lab.kernels.activation import activation_number
+from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import job_of
+from moe_lab.kernels.pointers import shorts_at
 
 
 @jit(cache=False)
-def _widen(bits):  # type: ignore[no-untyped-def]
+def widened(bits):  # type: ignore[no-untyped-def]
     """A bfloat16, given as uint16, is the upper half of a float32."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@jit(reorder=True, cache=False)
-def _dot(w, x):  # type: ignore[no-untyped-def]
-    total = np.float32(0)
-    for k in range(x.size):
-        total += _widen(w[k]) * x[k]
-    return total
-
-
-@jit(reorder=True, cache=False)
-def _dot_pair(v, w, x):  # type: ignore[no-untyped-def]
-    first, second = np.float32(0), np.float32(0)
-    for k in range(x.size):
-        first += _widen(v[k]) * x[k]
-        second += _widen(w[k]) * x[k]
-    return first, second
-
-
-@jit(cache=False)
-def _expert(x, w, gate, out, h, activation):  # type: ignore[no-untyped-def]
-    """out (D,) += gate * down @ (act(gate_matrix @ x) * (up @ x)); w (3 * F * D,) uint16, h (F,) scratch."""
-    D, F = x.size, h.size
-    n = F * D
-    for r in range(F):
-        a, b = _dot_pair(w[r * D : (r + 1) * D], w[n + r * D : n + (r + 1) * D], x)
-        h[r] = activate(a, activation) * b
-    for r in range(D):
-        out[r] += gate * _dot(w[2 * n + r * F : 2 * n + (r + 1) * F], h)
-
-
-@jit
-def ffn_token(x, arena, slots, gates, out, h, activation):  # type: ignore[no-untyped-def]
-    """See ``Format.ffn_token``; h (F,) float32 is scratch, ``activation`` a number."""
-    size = 6 * x.size * h.size
-    out[:] = 0
-    for k in range(slots.size):
-        if slots[k] >= 0:
-            _expert(x, arena[slots[k], :size].view(np.uint16), gates[k], out, h, activation)
-
-
-@jit
-def ffn_rows(x, slot, out, h, activation):  # type: ignore[no-untyped-def]
-    """See ``Format.ffn_rows``."""
-    w = slot[: 6 * x.shape[1] * h.size].view(np.uint16)
-    out[:] = 0
-    for row in range(x.shape[0]):
-        _expert(x[row], w, np.float32(1), out[row], h, activation)
+_STEPS = row_steps("bf16", shorts_at, 2, widened)
+ffn_token, ffn_rows = token_kernel(_STEPS), rows_kernel(_STEPS)
 
 
 def round_bf16(x: np.ndarray) -> np.ndarray:
@@ -103,8 +61,10 @@ class BF16:
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:
         """See ``Format``."""
-        ffn_token(x, arena, slots, gates, out, hidden(F), activation_number(activation))
+        job = job_of(x.size, F, slots.size, activation_number(activation))
+        ffn_token(job.block, x, arena, slots, gates, out)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
-        ffn_rows(x, slot, out, hidden(F), activation_number(activation))
+        job = job_of(x.shape[1], F, 1, activation_number(activation))
+        ffn_rows(job.block, x, slot, ONE, out)

@@ -1,63 +1,24 @@
-"""Experts in float32, the format that changes nothing: gate rows, up rows, down rows.
-
-Knows one slot layout. The order of sums is fixed, so the result has the same bits however it is called.
-"""
+"""Experts in float32, the format that changes nothing: gate rows, up rows, down rows."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.activation import activate
-from moe_lab.kernels.formats.format import activation_number, hidden
+from moe_lab.kernels.activation import activation_number
+from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.jit import jit
-
-
-@jit(reorder=True, cache=False)
-def _dot(w, x):  # type: ignore[no-untyped-def]
-    total = np.float32(0)
-    for k in range(x.size):
-        total += w[k] * x[k]
-    return total
-
-
-@jit(reorder=True, cache=False)
-def _dot_pair(v, w, x):  # type: ignore[no-untyped-def]
-    first, second = np.float32(0), np.float32(0)
-    for k in range(x.size):
-        first += v[k] * x[k]
-        second += w[k] * x[k]
-    return first, second
+from moe_lab.kernels.job import job_of
+from moe_lab.kernels.pointers import floats_at
 
 
 @jit(cache=False)
-def _expert(x, w, gate, out, h, activation):  # type: ignore[no-untyped-def]
-    """out (D,) += gate * down @ (act(gate_matrix @ x) * (up @ x)); w (3 * F * D,) float32, h (F,) scratch."""
-    D, F = x.size, h.size
-    n = F * D
-    for r in range(F):
-        a, b = _dot_pair(w[r * D : (r + 1) * D], w[n + r * D : n + (r + 1) * D], x)
-        h[r] = activate(a, activation) * b
-    for r in range(D):
-        out[r] += gate * _dot(w[2 * n + r * F : 2 * n + (r + 1) * F], h)
+def _as_it_is(x):  # type: ignore[no-untyped-def]
+    return x
 
 
-@jit
-def ffn_token(x, arena, slots, gates, out, h, activation):  # type: ignore[no-untyped-def]
-    """See ``Format.ffn_token``; h (F,) float32 is scratch, ``activation`` a number."""
-    size = 12 * x.size * h.size
-    out[:] = 0
-    for k in range(slots.size):
-        if slots[k] >= 0:
-            _expert(x, arena[slots[k], :size].view(np.float32), gates[k], out, h, activation)
-
-
-@jit
-def ffn_rows(x, slot, out, h, activation):  # type: ignore[no-untyped-def]
-    """See ``Format.ffn_rows``."""
-    w = slot[: 12 * x.shape[1] * h.size].view(np.float32)
-    out[:] = 0
-    for row in range(x.shape[0]):
-        _expert(x[row], w, np.float32(1), out[row], h, activation)
+_STEPS = row_steps("f32", floats_at, 4, _as_it_is)
+ffn_token, ffn_rows = token_kernel(_STEPS), rows_kernel(_STEPS)
 
 
 class F32:
@@ -83,8 +44,10 @@ class F32:
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:
         """See ``Format``."""
-        ffn_token(x, arena, slots, gates, out, hidden(F), activation_number(activation))
+        job = job_of(x.size, F, slots.size, activation_number(activation))
+        ffn_token(job.block, x, arena, slots, gates, out)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
-        ffn_rows(x, slot, out, hidden(F), activation_number(activation))
+        job = job_of(x.shape[1], F, 1, activation_number(activation))
+        ffn_rows(job.block, x, slot, ONE, out)

@@ -6,13 +6,11 @@ a token is multiplied with them there. Nothing outside a format looks into a slo
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol
 
 import numpy as np
 
-from moe_lab.errors import SettingError
-from moe_lab.kernels.activation import ACTIVATIONS, TWINS
+from moe_lab.kernels.activation import TWINS
 
 
 class Format(Protocol):
@@ -63,26 +61,3 @@ def ffn_token_slow(format: Format, x: np.ndarray, arena: np.ndarray, slots: np.n
             gate, up, down = (part.astype(np.float64) for part in format.decode(arena[slot], x.size, F))
             out += weight * (down @ (TWINS[activation](gate @ x) * (up @ x)))
     return out
-
-
-_scratch = threading.local()
-
-
-def hidden(F: int) -> np.ndarray:
-    """(F,) float32 of this thread, for what lies between the two halves of an FFN."""
-    try:
-        h: np.ndarray = _scratch.h
-        if h.size == F:
-            return h
-    except AttributeError:
-        pass
-    _scratch.h = np.empty(F, dtype=np.float32)
-    return _scratch.h
-
-
-def activation_number(name: str) -> int:
-    """The kernels' number of an activation. ``SettingError`` for an unknown one."""
-    try:
-        return ACTIVATIONS[name]
-    except KeyError:
-        raise SettingError(f"no activation {name!r}; there are {', '.join(ACTIVATIONS)}") from None

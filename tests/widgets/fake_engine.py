@@ -144,6 +144,12 @@ class FakeEngine:
             misses=loads, swapped=int((rank >= K).sum()), read_bytes=loads * 98304, touched_bytes=0, times=times,
             finish=finish)
 
+    def ranking(self, layer: int) -> Any:
+        t = self.telemetry
+        bonus = 6.0 * self.routing.values().get("penalty", 0.0) * t.before[layer]
+        places = [np.argsort(np.argsort(-row, kind="stable")).astype(np.int16) for row in (t.logits[layer], t.logits[layer] + bonus)]
+        return SimpleNamespace(before=places[0], after=places[1]) if t.token else None
+
     def explain(self, step: Any = None) -> list[str]:
         row = (self.telemetry.token - 1) % self.telemetry.ring.capacity
         missed = int((~self.telemetry.ring.hits[row]).sum())
@@ -160,12 +166,14 @@ class FakeTelemetry:
         self.uses, self.hits = np.zeros((L, E), np.int64), np.zeros((L, E), np.int64)
         self.last_use, self.tick = np.full((L, E), -1, np.int64), np.full((L, E), -1, np.int64)
         self.logits = np.zeros((L, E), np.float32)
+        self.before = np.zeros((L, E), bool)
         self.ring = SimpleNamespace(capacity=capacity, ids=np.full((capacity, L, K), -1, np.int32),
                                     hits=np.zeros((capacity, L, K), bool), rank=np.zeros((capacity, L, K), np.int16))
 
     def note(self, ids: np.ndarray, hits: np.ndarray, rank: np.ndarray, logits: np.ndarray) -> None:
         row, rows = self.token % self.ring.capacity, np.arange(len(ids))[:, None]
         self.ring.ids[row], self.ring.hits[row], self.ring.rank[row] = ids, hits, rank
+        self.before = self.resident.copy()
         self.resident[rows, ids] = True
         self.uses[rows, ids] += 1
         self.hits[rows, ids] += hits

@@ -303,6 +303,30 @@ def test_the_keyboard_reads_cells_holds_them_and_pauses(board):
     board.page.keyboard.press("Escape")
 
 
+def test_the_line_on_a_cell_is_the_engine_s_with_both_ranks(board):
+    board.do("engine.routing = ml.routing.CachePrior(penalty=0.4); lab._session.tell()")
+    running(board, 30)
+    board.page.hover(f"{BOARD} canvas.map", position={"x": 60, "y": 10})
+    board.until("() => / for the router, .* after the policy/.test(document.querySelector('.moelab .cell').textContent)")
+    press(board, "pause")
+    state(board, "paused")
+    layer, expert, before, after = board.ask("next([l, int(e), 1 + int(r.before[e]), 1 + int(r.after[e])] for l in range(engine.spec.L)"
+                                             " for r in [engine.ranking(l)] for e in (r.before != r.after).nonzero()[0])")
+    x, y = board.page.evaluate("""([row, col]) => { const g = JSON.parse(document.querySelector('.moelab canvas.map').dataset.geometry);
+        return [(g.left + col * g.w + Math.floor(col / g.group) * g.between + g.w / 2) / g.dpr, (row + 0.5) * g.h / g.dpr]; }""", [layer, expert])
+    board.page.hover(f"{BOARD} canvas.map", position={"x": x, "y": y})
+    uses = board.ask(f"int(engine.telemetry.uses[{layer}, {expert}])")
+    words = f"rank {before} of 64 for the router, {after} after the policy"
+    board.until("([who, rank]) => { const t = document.querySelector('.moelab .cell').textContent; return t.startsWith(who) && t.includes(rank); }",
+                [f"Layer {layer}, expert {expert} ", words])
+    said = board.page.locator(f"{BOARD} .cell").text_content()
+    assert (f"{uses} use" in said) == (uses > 0)
+    assert "96.0 KiB" in said
+    board.page.mouse.move(5, 5)
+    board.page.evaluate("() => document.activeElement.blur()")
+    board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Point at an expert')")
+
+
 def test_every_control_is_reached_by_tab_and_has_a_name(board):
     board.page.focus(f"{BOARD} canvas.map")
     reached = []

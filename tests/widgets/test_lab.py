@@ -385,7 +385,8 @@ def test_a_view_that_says_hello_gets_everything_from_the_beginning(lab, engine):
     assert len(buffers[0]) == 32 + 6 * 64
 
 
-def test_a_cell_is_described_while_it_is_looked_at(lab, engine):
+def test_a_cell_is_described_when_the_page_asks_and_pictures_do_not_carry_it(lab, engine):
+    lab.routing = "cache-prior"
     lab.start("a", max_new_tokens=30)
     lab.result(5)
     messages = sent(lab)
@@ -395,8 +396,19 @@ def test_a_cell_is_described_while_it_is_looked_at(lab, engine):
     cell = messages[0][0]["cell"]
     assert (cell["layer"], cell["expert"]) == (2, expert)
     assert (cell["uses"], cell["hits"]) == (now.uses[2, expert], now.hits[2, expert])
-    assert cell["rank"] == 1 + (now.logits[2] > now.logits[2, expert]).sum()
+    assert cell["before"] == 1 + (now.logits[2] > now.logits[2, expert]).sum()
+    raised = now.logits[2] + 3 * engine.telemetry.before[2]
+    assert cell["after"] == 1 + (raised > raised[expert]).sum()
     assert cell["age"] == 29 - now.last_use[2, expert]
+    lab._session.show()
+    assert "cell" not in messages[-1][0]
+
+
+def test_a_cell_has_no_rank_before_the_first_token(lab, engine):
+    messages = sent(lab)
+    lab._heard(lab, {"look": [0, 0]}, [])
+    cell = messages[0][0]["cell"]
+    assert (cell["before"], cell["after"], cell["age"]) == (0, 0, -1)
 
 
 @pytest.mark.parametrize("message", [None, 3, {}, {"do": "explode"}, {"do": ["run"]}, {"look": [999, -5]}, {"ack": 10**12}])

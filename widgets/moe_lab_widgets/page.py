@@ -26,7 +26,6 @@ class Page:
         self.outbox = frames.Outbox()
         self.lock = threading.RLock()
         self._session, self._send = session, send
-        self._look: tuple[int, int] | None = None
         self._before: np.ndarray | None = None
         self._forget()
 
@@ -52,10 +51,8 @@ class Page:
             self._before = snapshot.resident
 
     def look(self, place: Any) -> None:
-        """The user looks at the cell ``[layer, expert]``: describe it, now and with every picture."""
-        self._look = (int(place[0]), int(place[1])) if place else None
-        if self._look is not None:
-            self._send({"k": "cell", "cell": self._session.cell(*self._look)}, None)
+        """The user looks at the cell ``[layer, expert]``: describe it. The page asks again while the user stays."""
+        self._send({"k": "cell", "cell": self._session.cell(int(place[0]), int(place[1]))}, None)
 
     def _news(self, with_curve: bool) -> dict[str, Any]:
         """Everything since the last message: numbers, text, points; marks and sentences where they changed."""
@@ -78,6 +75,4 @@ class Page:
             hit = np.rint(session.curve.hit_rate() * 1e4).astype(int)
             news["curve"] = {"tokens": session.curve.tokens, "hit": hit.tolist()}
             news["said"] = session.sentences
-        if self._look is not None:
-            news["cell"] = session.cell(*self._look)
         return news

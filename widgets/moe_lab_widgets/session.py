@@ -322,17 +322,16 @@ class Session:
         return cost / max(1e-9, self.busy_s + cost)
 
     def cell(self, layer: int, expert: int) -> dict[str, Any]:
-        """What there is to say on one expert: plain numbers."""
+        """What there is to say on one expert: plain numbers. Ranks count from 1, 0 is none."""
         telemetry, spec = self.engine.telemetry, self.engine.spec
         layer, expert = int(np.clip(layer, 0, spec.L - 1)), int(np.clip(expert, 0, spec.experts - 1))
-        now = telemetry.snapshot()
-        logits = now.logits[layer]
+        now, ranking = telemetry.snapshot(), self.engine.ranking(layer)
+        before, after = (-1, -1) if ranking is None else (int(ranking.before[expert]), int(ranking.after[expert]))
         return {
             "layer": layer, "expert": expert, "number": spec.layers[layer],
             "resident": bool(now.resident[layer, expert]), "used": bool(now.used[layer, expert]),
             "loaded": bool(now.loaded[layer, expert]), "swapped": bool(now.swapped[layer, expert]),
-            "rank": 1 + int((logits > logits[expert]).sum() + (logits[:expert] == logits[expert]).sum())
-            if now.token else 0,
+            "before": before + 1, "after": after + 1, "token": now.token,
             "uses": int(now.uses[layer, expert]), "hits": int(now.hits[layer, expert]),
             "age": int(now.token - 1 - now.last_use[layer, expert]) if now.last_use[layer, expert] >= 0 else -1,
             "bytes": spec.expert_bytes[self.engine.format.name],

@@ -16,7 +16,7 @@
 /** @typedef {{left: number, width: number, height: number, w: number, h: number, gap: number, between: number, group: number, rows: number, cols: number}} Geometry */
 /** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean}} Parameter */
 /** @typedef {{name: string, doc: string, parameters: Parameter[]}} Policy */
-/** @typedef {{layer: number, expert: number, number: number, resident: boolean, used: boolean, loaded: boolean, swapped: boolean, rank: number, uses: number, hits: number, age: number, bytes: number}} Cell */
+/** @typedef {{layer: number, expert: number, number: number, resident: boolean, used: boolean, loaded: boolean, swapped: boolean, token: number, before: number, after: number, uses: number, hits: number, age: number, bytes: number}} Cell */
 /** @typedef {{token: number, knob: string, words: string}} Mark */
 /** @typedef {[string, number, number]} Piece */
 /** @typedef {{get(name: string): any, set(name: string, value: any): void, save_changes(): void, send(content: any): void, on(name: string, f: any): void, off(name: string, f: any): void}} Model */
@@ -170,14 +170,15 @@ export function figure(n) {
 export const short = (n) => String(Number.isInteger(n) ? n : +n.toPrecision(4));
 /** @param {number} n @param {string} one @param {string} [many] */
 const count = (n, one, many = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+/** Where an expert is, and whether the last token used it. @param {{resident: boolean, loaded: boolean, used: boolean, swapped: boolean, token: number}} c */
+const standing = (c) => (c.loaded && c.resident ? "just loaded" : c.resident ? "resident" : "on disk")
+  + (c.used ? (c.swapped ? ", used now in place of a better ranked one" : ", used now") : c.token ? ", not used now" : "");
 /** What there is to say on a cell. @param {Cell} c @param {number} experts @returns {[string, string]} */
 export function describe(c, experts) {
-  const where = c.loaded && c.resident ? "just loaded" : c.resident ? "resident" : "on disk";
-  const now = c.used ? (c.swapped ? ", used now in place of a better ranked one" : ", used now") : "";
-  const rank = c.rank ? `rank ${c.rank} of ${experts} for the router${c.rank && c.used ? "" : ", not used"}` : "";
+  const rank = c.before ? `rank ${c.before} of ${experts} for the router, ${c.after ? `${c.after} after` : "ruled out by"} the policy` : "";
   const age = c.age < 0 ? "never used" : c.age === 0 ? "last used by this token" : `last used ${count(c.age, "token")} ago`;
   return [`Layer ${c.number}, expert ${c.expert}`,
-          [`${where}${now}`, rank, c.uses ? `${count(c.uses, "use")}, ${count(c.hits, "hit")}` : "", age, bytes(c.bytes)].filter(Boolean).join(" · ")];
+          [standing(c), rank, c.uses ? `${count(c.uses, "use")}, ${count(c.hits, "hit")}` : "", age, bytes(c.bytes)].filter(Boolean).join(" · ")];
 }
 /** The state in words. @param {string} state @param {string} finish */
 export function stateWord(state, finish) {
@@ -332,7 +333,7 @@ export class Store {
     /** @type {Cell | null} */ this.cell = null;
     this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
     this.tall = "130px";   // the map's height, for a view that has no picture yet
-    this.at = { row: 0, col: 0 }; this.held = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
+    this.at = { row: 0, col: 0 }; this.held = false; this.looking = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
     /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}[]} */ this.views = [];
     this.changes = 0;      // counts changes of everything but the frame's cells
     this.painted = 0;      // newest sequence that some view has painted
@@ -489,27 +490,31 @@ function map(b) {
     }
   }
   function words() {
-    const c = s.cell;
-    if (!c) { line.replaceChildren("Point at an expert, or walk the map with the arrow keys. Enter holds it, Space pauses."); return; }
-    const [who, what] = describe(c, b.model.get("model").experts);
-    line.replaceChildren(h("b", {}, who), ` · ${what}${s.held ? " · held" : ""}`);
-    if (heard.dataset.wants && c.layer === s.at.row && c.expert === s.at.col) { say(heard, `${who}: ${what}`); delete heard.dataset.wants; }
+    const f = s.frame, c = s.cell, known = c && c.layer === s.at.row && c.expert === s.at.col;
+    s.looking = cursor || s.held;
+    if (!s.looking || !f) { say(line, "Point at an expert, or walk the map with the arrow keys. Enter holds it, Space pauses."); return; }
+    const byte = f.cells[s.at.row * f.cols + s.at.col], bit = (/** @type {number} */ n) => (byte & n) !== 0;
+    const [who, what] = known ? describe(c, f.cols) : [`Layer ${b.model.get("model").layers[s.at.row]}, expert ${s.at.col}`,
+      standing({ resident: bit(RESIDENT), loaded: bit(LOADED), used: bit(USED), swapped: bit(SWAPPED), token: f.token })];
+    if (line.textContent !== `${who} · ${what}${s.held ? " · held" : ""}`) line.replaceChildren(h("b", {}, who), ` · ${what}${s.held ? " · held" : ""}`);
+    if (heard.dataset.wants && known) { say(heard, `${who}: ${what}`); delete heard.dataset.wants; }
   }
   const ask = () => {
     if (timer) return;
-    timer = window.setTimeout(() => { timer = 0; asked = Date.now(); b.tell({ look: [s.at.row, s.at.col] }); }, Math.max(0, 100 - (Date.now() - asked)));
+    timer = window.setTimeout(() => { timer = 0; asked = Date.now(); b.tell({ look: [s.at.row, s.at.col] }); }, Math.max(0, 200 - (Date.now() - asked)));
   };
   /** @param {{row: number, col: number}} to */
-  function go(to) { s.at = to; ask(); if (s.frame) paint(s.frame); }
+  function go(to) { if (to.row !== s.at.row || to.col !== s.at.col || !s.looking) { s.at = to; ask(); } words(); if (s.frame) paint(s.frame); }
+  const left = () => { cursor = canvas === document.activeElement; words(); if (s.frame) paint(s.frame); };
   const under = (/** @type {PointerEvent} */ e) => {
     const box = canvas.getBoundingClientRect();
     return g ? cellAt(g, (e.clientX - box.left) * dpr, (e.clientY - box.top) * dpr) : null;
   };
   canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => { const to = under(e); if (to && !s.held) { cursor = true; go(to); } }, b.on);
-  canvas.addEventListener("pointerleave", () => { cursor = canvas === document.activeElement; if (s.frame) paint(s.frame); }, b.on);
+  canvas.addEventListener("pointerleave", left, b.on);
   canvas.addEventListener("click", (/** @type {PointerEvent} */ e) => { const to = under(e); if (!to) return; s.held = !(s.held && to.row === s.at.row && to.col === s.at.col); go(to); words(); }, b.on);
-  canvas.addEventListener("focus", () => { cursor = true; ask(); if (s.frame) paint(s.frame); }, b.on);
-  canvas.addEventListener("blur", () => { cursor = false; if (s.frame) paint(s.frame); }, b.on);
+  canvas.addEventListener("focus", () => { cursor = true; ask(); words(); if (s.frame) paint(s.frame); }, b.on);
+  canvas.addEventListener("blur", left, b.on);
   canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => {
     if (!s.frame) return;
     const to = move(s.at, e.key, s.frame.rows, s.frame.cols);
@@ -841,7 +846,8 @@ function render({ model, el }) {
     s.painted = Math.max(s.painted, s.frame.seq);
     root.dataset.lag = String(Math.round(Date.now() - s.frame.sent));
     root.dataset.painted = String(1 + Number(root.dataset.painted || 0));
-    if (!receipt) receipt = window.setTimeout(() => { receipt = 0; b.tell({ ack: s.painted }); }, 250);
+    if (!receipt) receipt = window.setTimeout(() => { receipt = 0; b.tell({ ack: s.painted, ...(s.looking ? { look: [s.at.row, s.at.col] } : {}) }); },
+      s.looking || model.get("fps") > 10 ? 250 : 500);      // each message costs a kernel and JupyterLab some milliseconds
   }
   function soon() {
     if (raf || timer) return;

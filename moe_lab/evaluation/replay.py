@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from moe_lab.errors import BudgetError, SettingError, TraceError
+from moe_lab.errors import BudgetError, PolicyError, SettingError, TraceError
 from moe_lab.eviction import EVICTION, EvictionName, EvictionPolicy
 from moe_lab.kernels.belady import belady
-from moe_lab.kernels.replay import check_needs, replay_layer
+from moe_lab.kernels.replay import lacks, replay_layer
 from moe_lab.kernels.residency import LayerState
 from moe_lab.policy import resolve
 from moe_lab.routing import Original
@@ -109,14 +109,18 @@ def replay(trace: Trace, *, eviction: Eviction | Sequence[Eviction] = "lru",
     if not policies or not sizes:
         raise SettingError("nothing to replay: give at least one eviction policy and one cache size")
     for policy in policies:         # compile, and refuse, before the long work
-        check_needs(LayerState.new(trace.experts, trace.K, trace.K, Original(), policy), trace.weights is not None)
+        LayerState.new(trace.experts, trace.K, trace.K, Original(), policy)
+        if lacking := lacks(policy, trace.weights is not None, trace.logits is not None):
+            raise PolicyError(f"policy {policy.name!r} needs {lacking}, which this trace does not hold; run it in an "
+                              "engine, or replay a trace that has them")
     layers = [np.ascontiguousarray(trace.ids[:, layer]) for layer in range(trace.L)]
     weights = [None if trace.weights is None else trace.weights[:, layer] for layer in range(trace.L)]
+    logits = [None if trace.logits is None else trace.logits[:, layer] for layer in range(trace.L)]
     steps = (len(policies) * len(sizes) + len(set(sizes))) * trace.L
     with tqdm(total=steps, desc="replay", unit="layer", delay=2, leave=False) as bar:
         def misses(ids: np.ndarray, gates: np.ndarray | None, layer: int, policy: EvictionPolicy, C: int) -> int:
             state = LayerState.new(trace.experts, trace.K, C, Original(), policy, layer, seed)
-            hits = replay_layer(ids, gates, state)
+            hits = replay_layer(ids, gates, state, logits[layer])
             bar.update()
             return int(np.count_nonzero(ids >= 0) - np.count_nonzero(hits))
 

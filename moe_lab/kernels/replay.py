@@ -1,29 +1,37 @@
 """Replay: the experts of recorded tokens settled by an eviction policy, one layer at a time.
 
-Knows chosen ids and residency. Knows no logits: what was routed stays as it was. The very same settling as in the
-walk; the slow twin is ``walk_slow.replay_slow``.
+Knows chosen ids and residency. What was routed stays as it was; logits are only shown to eviction policies that look
+at them. The very same settling as in the walk; the slow twin is ``walk_slow.replay_slow``.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import FINE, NAN_KEEP, opened, remember
+from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, opened, remember
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import raised
+from moe_lab.kernels.pointers import token_at
 from moe_lab.kernels.residency import LayerState, nan_keep
 from moe_lab.kernels.settle import settle
 
+if TYPE_CHECKING:
+    from moe_lab.eviction import EvictionPolicy
 
-def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState) -> np.ndarray:
+
+def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
+                 logits: np.ndarray | None = None) -> np.ndarray:
     """Settle T recorded tokens of one layer; hits (T, K) bool.
 
     Args:
         ids: (T, K) int32, distinct in a row, -1 for none; experts are touched in the order given.
         weights: (T, K) float32 or None, if no policy asks for them.
         state: changed in place; as before if an error is raised.
+        logits: (T, E) as the router gave them, or None, if no policy asks for them.
 
     Raises:
         PolicyError: a policy that needs what is not here, or whose function raised or gave NaN.
@@ -35,23 +43,24 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState)
         >>> replay_layer(np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32), None, state).tolist()
         [[False, False], [True, False], [False, True]]
     """
-    check_needs(state, weights is not None)
+    lacking = lacks(state.eviction, weights is not None, logits is not None)
+    if lacking:
+        raise PolicyError(f"policy {state.eviction.name!r} needs {lacking}, which this trace does not hold; run it in "
+                          "an engine, or replay a trace that has them")
     ids = np.require(ids, np.int32, ["C", "A", "W"])
     if ids.ndim != 2 or ids.shape[1] != state.K:
         raise SettingError(f"ids must be (tokens, {state.K}), not {ids.shape}")
     if ids.size and not (ids.min() >= -1 and ids.max() < state.E):
         raise SettingError(f"ids must be from -1 to {state.E - 1}, not from {ids.min()} to {ids.max()}")
-    gates = np.require(np.zeros((1, ids.shape[1])) if weights is None else weights, np.float32, ["C", "A", "W"])
-    if weights is not None and gates.shape != ids.shape:
-        raise SettingError(f"weights {gates.shape} must have the shape of ids {ids.shape}")
+    gates = _rows(weights, ids.shape, "weights")
+    z = _rows(logits if "logits" in state.eviction.needs else None, (len(ids), state.E), "logits")
     hits = np.empty(ids.shape, np.bool_)
     try:
-        code = replay_kernel(state.block, ids, gates, hits)
+        code = replay_kernel(state.block, ids, gates, z, hits)
     except Exception as error:
         state.undo()
         upto = int(state.report[0]) + 1
-        rows = None if weights is None else gates[:upto]
-        raise raised(error, (type(state.eviction),), lambda: _again(state, ids[:upto], rows)) from error
+        raise raised(error, (type(state.eviction),), lambda: _again(state, ids[:upto], gates, z)) from error
     if code != FINE:
         expert = int(state.report[1])
         state.undo()
@@ -59,31 +68,71 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState)
     return hits
 
 
-def check_needs(state: LayerState, weights: bool) -> None:
-    """A PolicyError if the eviction policy reads what a trace of ids (and ``weights``) does not hold."""
-    lacking = state.eviction.needs - ({"weights"} if weights else set())
-    if lacking:
-        raise PolicyError(f"policy {state.eviction.name!r} needs {' and '.join(sorted(lacking))}, which this trace "
-                          "does not hold; run it in an engine, or replay a trace that has them")
+def lacks(policy: EvictionPolicy, weights: bool, logits: bool) -> str:
+    """What an eviction policy needs of a trace that has only ids, and perhaps weights and logits; "" for nothing."""
+    here = {name for name, there in (("weights", weights), ("logits", logits)) if there}
+    return " and ".join(sorted(policy.needs - here))
 
 
-def _again(state: LayerState, ids: np.ndarray, weights: np.ndarray | None) -> None:
+def _rows(values: np.ndarray | None, shape: tuple[int, int], what: str) -> np.ndarray:
+    """float32 rows for the kernel; one row of zeros, for all tokens, where there are none."""
+    if values is None:
+        return np.zeros((1, shape[1]), np.float32)
+    if values.shape != shape:
+        raise SettingError(f"{what} {values.shape} must have the shape {shape}, to fit the ids")
+    return np.require(values, np.float32, ["C", "A", "W"])
+
+
+def _again(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray) -> None:
     from moe_lab.kernels.walk_slow import replay_slow
 
-    replay_slow(state.copy(), ids, weights)
+    replay_slow(state.copy(), ids, np.resize(gates, ids.shape), np.resize(logits, (len(ids), state.E)))
 
 
 @jit
-def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, hits: np.ndarray) -> int:
-    """Settle T tokens. ``gates`` (T, K), or (1, K) zeros for all of them. Returns FINE or NAN_KEEP."""
+def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, hits: np.ndarray) -> int:
+    """Settle T tokens. ``gates`` (T, K), ``logits`` (T, E), or one row of zeros for all. Returns FINE or NAN_KEEP."""
     remember(block)
     layer = opened(block)
-    held, evicted, one = np.sum(layer.resident), np.empty(ids.shape[1], np.int32), gates.shape[0] < ids.shape[0]
+    held, evicted = np.sum(layer.resident), np.empty(ids.shape[1], np.int32)
+    gate_step, logit_step = gates.shape[0] >= ids.shape[0], logits.shape[0] >= ids.shape[0]
     for t in range(ids.shape[0]):
         layer.report[0] = t
-        held = settle(block, layer, held, ids[t], gates[0 if one else t], hits[t], evicted)
+        if block[TOKEN_HOOK]:
+            token_at(block[TOKEN_HOOK])(logits[t * logit_step], layer.stats, layer.eviction_state,
+                                        layer.eviction_params, layer.clock[0])
+        held = settle(block, layer, held, ids[t], gates[t * gate_step], hits[t], evicted)
         if held < 0:
             return NAN_KEEP
         layer.routing_state[TOKEN] += 1
         layer.eviction_state[TOKEN] += 1
     return FINE
+
+
+def misses_by_window(ids: np.ndarray, hits: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Misses, and tokens that miss at least one expert, in windows of ``window`` tokens: two of (W,) int64.
+
+    Args:
+        ids: (T, K) int32, -1 for none.
+        hits: (T, K) bool.
+
+    Example:
+        >>> ids = np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32)
+        >>> hits = np.array([[0, 0], [1, 0], [0, 1]], dtype=bool)
+        >>> [found.tolist() for found in misses_by_window(ids, hits, 2)]
+        [[3, 1], [2, 1]]
+    """
+    misses, waits = np.zeros((2, -(-len(ids) // window)), dtype=np.int64)
+    _add_up(np.require(ids, np.int32, ["C", "A", "W"]), np.require(hits, np.bool_, ["C", "A", "W"]), window, misses,
+            waits)
+    return misses, waits
+
+
+@jit
+def _add_up(ids: np.ndarray, hits: np.ndarray, window: int, misses: np.ndarray, waits: np.ndarray) -> None:
+    for t in range(ids.shape[0]):
+        missed = 0
+        for k in range(ids.shape[1]):
+            missed += ids[t, k] >= 0 and not hits[t, k]
+        misses[t // window] += missed
+        waits[t // window] += missed > 0

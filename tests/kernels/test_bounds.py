@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from layers import layers, new_layer, random_ids
 
 from moe_lab.errors import BudgetError, SettingError
-from moe_lab.kernels.belady import belady, belady_slow
-from moe_lab.kernels.replay import replay_layer
-from moe_lab.kernels.reuse import ReuseDistances, lru_hit_rates, lru_hit_rates_slow
+from moe_lab.kernels import belady as belady_module
+from moe_lab.kernels import reuse as reuse_module
+from moe_lab.kernels.belady import belady, belady_misses, belady_slow
+from moe_lab.kernels.replay import misses_by_window, replay_layer
+from moe_lab.kernels.reuse import ReuseDistances, lru_hit_rates, lru_hit_rates_slow, lru_profile
 
 
 @settings(max_examples=60)
@@ -22,6 +24,26 @@ def test_belady_agrees_with_its_slow_twin(sizes: tuple[int, int, int, int], prot
     E, K, C, seed = sizes
     ids = random_ids(np.random.default_rng(seed), 30, K, E, missing=0.1 if seed % 2 else 0.0)
     assert belady(ids, E, C, protected) == belady_slow(ids, E, C, protected)
+
+
+@settings(max_examples=60)
+@given(layers())
+def test_belady_in_a_heap_agrees_with_looking_at_all(sizes: tuple[int, int, int, int]) -> None:
+    E, K, C, seed = sizes
+    ids = random_ids(np.random.default_rng(seed), 150, K, E, missing=0.1 if seed % 2 else 0.0)
+    expected = belady_misses(ids, E, C)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(belady_module, "WIDE", 0)
+        wide = belady_misses(ids, E, C)
+    assert wide.sum() == expected.sum() == belady(ids, E, C)
+    assert wide[0] == expected[0] == (ids[0] >= 0).sum()
+
+
+def test_belady_of_many_experts_goes_through_the_heap(rng: np.random.Generator) -> None:
+    E = belady_module.WIDE
+    ids = np.stack([rng.choice(E, 4, replace=False) for _ in range(120)]).astype(np.int32)
+    for C in (4, 60, 200):
+        assert belady(ids, E, C) == belady_slow(ids, E, C)
 
 
 def least_misses(ids: np.ndarray, C: int) -> int:
@@ -89,3 +111,27 @@ def test_reuse_distances_can_be_kept_up_token_by_token(rng: np.random.Generator)
     assert whole.uses == live.uses == ids.size
     with pytest.raises(SettingError, match="from -1 to 11"):
         live.add(np.array([[12]], dtype=np.int32))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@settings(max_examples=30)
+@given(sizes=layers(), window=st.integers(1, 50))
+def test_a_profile_of_lru_is_a_replay_at_every_size_by_windows(wide: bool, sizes: tuple[int, int, int, int],
+                                                               window: int) -> None:
+    E, K, _, seed = sizes
+    ids = random_ids(np.random.default_rng(seed), 45, K, E, missing=0.2 if seed % 2 else 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reuse_module, "WIDE", 0 if wide else 1000)
+        profile = lru_profile(ids, E, window)
+    for C in range(K, E + 1):
+        misses, waits = misses_by_window(ids, replay_layer(ids, None, new_layer(E, K, C)), window)
+        assert profile.misses[:, C].tolist() == misses.tolist()
+        assert profile.waits[:, C].tolist() == waits.tolist()
+
+
+def test_a_profile_of_many_experts_gives_ticks_anew_without_losing_the_order(rng: np.random.Generator) -> None:
+    E = reuse_module.WIDE
+    ids = np.stack([rng.choice(E, 3, replace=False, p=np.arange(1, E + 1) / (E * (E + 1) / 2)) for _ in range(1500)])
+    rates = lru_hit_rates(ids, E)           # by the list, 4,500 uses: more than the tree has ticks
+    misses = lru_profile(ids, E, len(ids)).misses[0]
+    np.testing.assert_allclose(1 - misses[3:] / ids.size, rates[3:])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layers import new_layer, random_ids
+from layers import new_layer, random_ids, random_logits
 
 import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
-from moe_lab.kernels.replay import replay_kernel, replay_layer
+from moe_lab.eviction import LFU, MRS
+from moe_lab.kernels.replay import lacks, misses_by_window, replay_kernel, replay_layer
+from moe_lab.kernels.walk_slow import replay_slow
 
 
 def weigh(expert, weight, hit, stats, state, params, now):
@@ -44,10 +46,36 @@ def test_a_policy_that_needs_weights_is_refused_without_them(rng: np.random.Gene
         replay_layer(random_ids(rng, 5, 2, 6), None, new_layer(6, 2, 3, None, by_weight()))
 
 
-def test_a_policy_that_needs_logits_cannot_be_replayed(rng: np.random.Generator) -> None:
+def test_a_policy_that_needs_logits_is_refused_without_them(rng: np.random.Generator) -> None:
     ids = random_ids(rng, 5, 2, 6)
     with pytest.raises(PolicyError, match="needs logits"):
         replay_layer(ids, np.ones(ids.shape, np.float32), new_layer(6, 2, 3, None, by_logits()))
+
+
+@pytest.mark.parametrize("policy", [MRS(), by_logits()])
+def test_recorded_logits_reach_the_token_hook(policy: ml.eviction.EvictionPolicy, rng: np.random.Generator) -> None:
+    ids, logits = random_ids(rng, 60, 2, 9), random_logits(rng, 60, 9).astype(np.float16)
+    fast, slow = new_layer(9, 2, 4, None, policy), new_layer(9, 2, 4, None, policy)
+    np.testing.assert_array_equal(replay_layer(ids, None, fast, logits), replay_slow(slow, ids, None, logits))
+    np.testing.assert_allclose(fast.stats.own, slow.stats.own, rtol=1e-6)
+    assert np.any(fast.stats.own)
+    with pytest.raises(SettingError, match=r"logits \(60, 8\) must have the shape \(60, 9\)"):
+        replay_layer(ids, None, fast, logits[:, :8])
+
+
+def test_what_a_policy_lacks_is_named() -> None:
+    assert lacks(by_weight(), weights=False, logits=True) == "weights" and not lacks(by_weight(), True, False)
+    assert lacks(MRS(), weights=True, logits=False) == "logits" and not lacks(LFU(), False, False)
+
+
+def test_misses_are_counted_by_window(rng: np.random.Generator) -> None:
+    ids = random_ids(rng, 50, 3, 12, missing=0.2)
+    hits = replay_layer(ids, None, new_layer(12, 3, 5))
+    misses, waits = misses_by_window(ids, hits, 7)
+    missed = (ids >= 0) & ~hits
+    parts = [missed[at : at + 7] for at in range(0, 50, 7)]
+    assert misses.tolist() == [int(part.sum()) for part in parts]
+    assert waits.tolist() == [int(part.any(1).sum()) for part in parts]
 
 
 def test_ids_that_do_not_fit_are_refused() -> None:
@@ -55,7 +83,7 @@ def test_ids_that_do_not_fit_are_refused() -> None:
         replay_layer(np.array([[0, 6]], dtype=np.int32), None, new_layer(6, 2, 3))
     with pytest.raises(SettingError, match=r"ids must be \(tokens, 2\)"):
         replay_layer(np.array([[0, 1, 2]], dtype=np.int32), None, new_layer(6, 2, 3))
-    with pytest.raises(SettingError, match="must have the shape of ids"):
+    with pytest.raises(SettingError, match=r"weights \(2, 2\) must have the shape \(1, 2\)"):
         replay_layer(np.array([[0, 1]], dtype=np.int32), np.ones((2, 2), np.float32), new_layer(6, 2, 3))
 
 

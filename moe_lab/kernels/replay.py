@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
-                 logits: np.ndarray | None = None) -> np.ndarray:
+                 logits: np.ndarray | None = None, rows: int = 1) -> np.ndarray:
     """Settle T recorded tokens of one layer; hits (T, K) bool.
 
     Args:
@@ -32,6 +32,7 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
         weights: (T, K) float32 or None, if no policy asks for them.
         state: changed in place; as before if an error is raised.
         logits: (T, E) as the router gave them, or None, if no policy asks for them.
+        rows: how many rows of ``ids`` are one token, where one pool serves several layers in turn.
 
     Raises:
         PolicyError: a policy that needs what is not here, or whose function raised or gave NaN.
@@ -56,11 +57,11 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
     z = _rows(logits if "logits" in state.eviction.needs else None, (len(ids), state.E), "logits")
     hits = np.empty(ids.shape, np.bool_)
     try:
-        code = replay_kernel(state.block, ids, gates, z, hits)
+        code = replay_kernel(state.block, ids, gates, z, hits, rows)
     except Exception as error:
         state.undo()
         upto = int(state.report[0]) + 1
-        raise raised(error, (type(state.eviction),), lambda: _again(state, ids[:upto], gates, z)) from error
+        raise raised(error, (type(state.eviction),), lambda: _again(state, ids[:upto], gates, z, rows)) from error
     if code != FINE:
         expert = int(state.report[1])
         state.undo()
@@ -83,15 +84,16 @@ def _rows(values: np.ndarray | None, shape: tuple[int, int], what: str) -> np.nd
     return np.require(values, np.float32, ["C", "A", "W"])
 
 
-def _again(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray) -> None:
+def _again(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, rows: int) -> None:
     from moe_lab.kernels.walk_slow import replay_slow
 
-    replay_slow(state.copy(), ids, np.resize(gates, ids.shape), np.resize(logits, (len(ids), state.E)))
+    replay_slow(state.copy(), ids, np.resize(gates, ids.shape), np.resize(logits, (len(ids), state.E)), rows)
 
 
 @jit
-def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, hits: np.ndarray) -> int:
-    """Settle T tokens. ``gates`` (T, K), ``logits`` (T, E), or one row of zeros for all. Returns FINE or NAN_KEEP."""
+def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, hits: np.ndarray,
+                  rows: int) -> int:
+    """Settle T rows. ``gates`` (T, K), ``logits`` (T, E), or one row of zeros for all. Returns FINE or NAN_KEEP."""
     remember(block)
     layer = opened(block)
     held, evicted = np.sum(layer.resident), np.empty(ids.shape[1], np.int32)
@@ -104,8 +106,9 @@ def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits:
         held = settle(block, layer, held, ids[t], gates[t * gate_step], hits[t], evicted)
         if held < 0:
             return NAN_KEEP
-        layer.routing_state[TOKEN] += 1
-        layer.eviction_state[TOKEN] += 1
+        if (t + 1) % rows == 0:
+            layer.routing_state[TOKEN] += 1
+            layer.eviction_state[TOKEN] += 1
     return FINE
 
 

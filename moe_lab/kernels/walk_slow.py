@@ -49,7 +49,7 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
 
 
 def replay_slow(state: LayerState, ids: np.ndarray, weights: np.ndarray | None = None,
-                logits: np.ndarray | None = None) -> np.ndarray:
+                logits: np.ndarray | None = None, rows: int = 1) -> np.ndarray:
     """As :func:`moe_lab.kernels.replay.replay_layer`, in plain Python."""
     hits, policy = np.zeros(ids.shape, dtype=np.bool_), state.eviction
     for t in range(len(ids)):
@@ -57,8 +57,9 @@ def replay_slow(state: LayerState, ids: np.ndarray, weights: np.ndarray | None =
             policy.token(logits[t].astype(np.float32), state.stats, state.evict_state, policy.vector(),
                          int(state.clock[0]))
         hits[t], _ = settle_slow(state, ids[t], np.zeros(state.K) if weights is None else weights[t])
-        state.route_state[TOKEN] += 1
-        state.evict_state[TOKEN] += 1
+        if (t + 1) % rows == 0:
+            state.route_state[TOKEN] += 1
+            state.evict_state[TOKEN] += 1
     return hits
 
 

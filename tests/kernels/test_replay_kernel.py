@@ -8,7 +8,7 @@ from layers import new_layer, random_ids, random_logits
 
 import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
-from moe_lab.eviction import LFU, MRS
+from moe_lab.eviction import LFU, MRS, TOKEN, LeastStale
 from moe_lab.kernels.replay import lacks, misses_by_window, replay_kernel, replay_layer
 from moe_lab.kernels.walk_slow import replay_slow
 
@@ -61,6 +61,14 @@ def test_recorded_logits_reach_the_token_hook(policy: ml.eviction.EvictionPolicy
     assert np.any(fast.stats.own)
     with pytest.raises(SettingError, match=r"logits \(60, 8\) must have the shape \(60, 9\)"):
         replay_layer(ids, None, fast, logits[:, :8])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_token_of_several_rows_counts_once(rows: int, rng: np.random.Generator) -> None:
+    ids = random_ids(rng, 60, 2, 9)
+    fast, slow = new_layer(9, 2, 4, None, LeastStale(fresh=2)), new_layer(9, 2, 4, None, LeastStale(fresh=2))
+    np.testing.assert_array_equal(replay_layer(ids, None, fast, rows=rows), replay_slow(slow, ids, rows=rows))
+    assert fast.evict_state[TOKEN] == slow.evict_state[TOKEN] == 60 // rows
 
 
 def test_what_a_policy_lacks_is_named() -> None:

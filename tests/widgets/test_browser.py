@@ -294,7 +294,7 @@ def test_the_keyboard_reads_cells_holds_them_and_pauses(board):
     board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Layer 1, expert 1 ')")
     board.until("() => document.querySelector('.moelab [aria-live]').textContent.startsWith('Layer 1, expert 1')")
     board.page.keyboard.press("Enter")
-    board.until("() => document.querySelector('.moelab .cell').textContent.endsWith('held')")
+    board.until("() => document.querySelector('.moelab .cell').textContent.includes(' · held')")
     board.page.keyboard.press("Space")
     state(board, "paused")
     assert board.ask("lab.state") == "paused"
@@ -464,6 +464,31 @@ def test_renewing_the_saved_picture_leaves_one_live_view_and_no_jump(board):
     board.run(0)
     board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=30)
     board.write(0, SETUP)
+
+
+def test_a_press_and_half_typed_words_outlast_a_view_that_is_made_anew(board):
+    views = "() => { const r = document.querySelectorAll('.moelab'); return r.length === 1 && !r[0].dataset.old && Boolean(r[0].querySelector('canvas.map').dataset.seq); }"
+
+    def renew():
+        board.page.evaluate("() => { document.querySelector('.moelab').dataset.old = 1; }")
+        board.do("lab.renew_still()")
+        board.until(views)
+
+    board.page.locator(f"{BOARD} textarea").fill("")
+    board.page.locator(f"{BOARD} textarea").press_sequentially("import o")
+    renew()
+    assert board.ask("lab.prompt") == "def fibonacci(n):"
+    board.page.keyboard.type("s")
+    assert board.page.locator(f"{BOARD} textarea").input_value() == "import os"
+    board.page.keyboard.press("Control+Enter")
+    board.until_asked("lab.prompt == 'import os'")
+    state(board, "running")
+    board.page.hover(f"{BOARD} [data-do=stop]")
+    board.page.mouse.down()
+    renew()
+    assert board.ask("lab.state") == "running"
+    board.page.mouse.up()
+    state(board, "stopped")
 
 
 def test_two_dashboards_show_one_engine_and_either_stops_it(board):

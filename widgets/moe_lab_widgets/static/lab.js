@@ -173,12 +173,12 @@ const count = (n, one, many = one + "s") => `${n.toLocaleString("en")} ${n === 1
 /** Where an expert is, and whether the last token used it. @param {{resident: boolean, loaded: boolean, used: boolean, swapped: boolean, token: number}} c */
 const standing = (c) => (c.loaded && c.resident ? "just loaded" : c.resident ? "resident" : "on disk")
   + (c.used ? (c.swapped ? ", used now in place of a better ranked one" : ", used now") : c.token ? ", not used now" : "");
-/** What there is to say on a cell. @param {Cell} c @param {number} experts @returns {[string, string]} */
+/** What there is to say on a cell: who, where, and its figures. @param {Cell} c @param {number} experts @returns {[string, string, string]} */
 export function describe(c, experts) {
   const rank = c.before ? `rank ${c.before} of ${experts} for the router, ${c.after ? `${c.after} after` : "ruled out by"} the policy` : "";
   const age = c.age < 0 ? "never used" : c.age === 0 ? "last used by this token" : `last used ${count(c.age, "token")} ago`;
-  return [`Layer ${c.number}, expert ${c.expert}`,
-          [standing(c), rank, c.uses ? `${count(c.uses, "use")}, ${count(c.hits, "hit")}` : "", age, bytes(c.bytes)].filter(Boolean).join(" · ")];
+  return [`Layer ${c.number}, expert ${c.expert}`, `${standing(c)} · ${bytes(c.bytes)}`,
+          [rank, c.uses ? `${count(c.uses, "use")}, ${count(c.hits, "hit")}` : "", age].filter(Boolean).join(" · ")];
 }
 /** The state in words. @param {string} state @param {string} finish */
 export function stateWord(state, finish) {
@@ -332,6 +332,8 @@ export class Store {
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
     this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
+    /** @type {{key: string, button: HTMLElement} | null} */ this.pressed = null;
+    /** @type {Map<string, string>} */ this.drafts = new Map();
     this.tall = "130px";   // the map's height, for a view that has no picture yet
     this.at = { row: 0, col: 0 }; this.held = false; this.looking = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
     /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}[]} */ this.views = [];
@@ -492,12 +494,13 @@ function map(b) {
   function words() {
     const f = s.frame, c = s.cell, known = c && c.layer === s.at.row && c.expert === s.at.col;
     s.looking = cursor || s.held;
-    if (!s.looking || !f) { say(line, "Point at an expert, or walk the map with the arrow keys. Enter holds it, Space pauses."); return; }
+    if (!s.looking || !f) { say(line, "Point at an expert to read about it, or walk the map with the arrow keys.\nA click or Enter holds it; Space pauses."); return; }
     const byte = f.cells[s.at.row * f.cols + s.at.col], bit = (/** @type {number} */ n) => (byte & n) !== 0;
-    const [who, what] = known ? describe(c, f.cols) : [`Layer ${b.model.get("model").layers[s.at.row]}, expert ${s.at.col}`,
-      standing({ resident: bit(RESIDENT), loaded: bit(LOADED), used: bit(USED), swapped: bit(SWAPPED), token: f.token })];
-    if (line.textContent !== `${who} · ${what}${s.held ? " · held" : ""}`) line.replaceChildren(h("b", {}, who), ` · ${what}${s.held ? " · held" : ""}`);
-    if (heard.dataset.wants && known) { say(heard, `${who}: ${what}`); delete heard.dataset.wants; }
+    const [who, where, figures] = known ? describe(c, f.cols) : [`Layer ${b.model.get("model").layers[s.at.row]}, expert ${s.at.col}`,
+      standing({ resident: bit(RESIDENT), loaded: bit(LOADED), used: bit(USED), swapped: bit(SWAPPED), token: f.token }), ""];
+    const what = ` · ${where}${s.held ? " · held" : ""}\n${figures}`;
+    if (line.textContent !== who + what) line.replaceChildren(h("b", {}, who), what);
+    if (heard.dataset.wants && known) { say(heard, `${who}: ${where} · ${figures}`); delete heard.dataset.wants; }
   }
   const ask = () => {
     if (timer) return;
@@ -543,10 +546,10 @@ function run(b) {
   const note = h("p", { class: "note", role: "status" });
   const buttons = commands.map(([key, words, when]) => {
     const e = h("button", { type: "button", class: key === "run" ? "main" : "", "data-do": key }, words);
-    e.addEventListener("click", () => { if (e.getAttribute("aria-disabled") !== "true") b.tell({ do: key }); }, b.on);
+    pressed(b, e, key);
     return { e, when };
   });
-  const typing = typed(b, prompt, () => { if (prompt.value !== b.model.get("prompt")) b.put({ prompt: prompt.value }); });
+  const typing = typed(b, prompt, "prompt", () => { if (prompt.value !== b.model.get("prompt")) b.put({ prompt: prompt.value }); });
   prompt.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { b.tell({ do: "run" }); e.preventDefault(); } }, b.on);
   const el = h("section", { class: "run", "aria-label": "Run" }, h("div", { class: "buttons", role: "group", "aria-label": "Run" }, ...buttons.map((x) => x.e)),
                h("div", {}, h("label", { for: id, class: "hidden" }, "prompt"), prompt), note);
@@ -614,14 +617,25 @@ function untouched(b, input, again) {
   for (const end of ["pointerup", "pointercancel", "blur"]) input.addEventListener(end, () => { if (held) { held = false; window.setTimeout(again, 300); } }, b.on);
   return () => !held;
 }
+/** A button that sends a command; also where the view is made anew between press and release (`render` sees to it).
+ *  @param {Board} b @param {HTMLElement} button @param {string} key */
+function pressed(b, button, key) {
+  const on = () => button.getAttribute("aria-disabled") !== "true";
+  button.addEventListener("pointerdown", () => { if (on()) b.store.pressed = { key, button }; }, b.on);
+  button.addEventListener("click", () => { b.store.pressed = null; if (on()) b.tell({ do: key }); }, b.on);
+}
 /** Call `done` when the user has finished typing: Enter, or the field is left. Returns whether somebody types.
- *  @param {Board} b @param {HTMLElement} field @param {() => void} done */
-function typed(b, field, done) {
-  let typing = false;
-  const end = () => { if (typing) { typing = false; done(); } };
-  field.addEventListener("input", () => { typing = true; }, b.on);
-  field.addEventListener("change", end, b.on);
-  field.addEventListener("blur", end, b.on);
+ *  What is half typed when the view is made anew goes on in the next one, under the same `key`.
+ *  @param {Board} b @param {HTMLInputElement} field @param {string} key @param {() => void} done */
+function typed(b, field, key, done) {
+  const { drafts } = b.store, draft = drafts.get(key);
+  let typing = draft !== undefined;
+  if (draft !== undefined) field.value = draft;
+  const end = () => { if (typing && field.isConnected) { typing = false; drafts.delete(key); done(); } };
+  const later = () => { window.setTimeout(end); };       // a field that is taken out of the page is left, too, and then gone
+  field.addEventListener("input", () => { typing = true; drafts.set(key, field.value); }, b.on);
+  field.addEventListener("change", later, b.on);
+  field.addEventListener("blur", later, b.on);
   field.addEventListener("keydown", (e) => { if (e.key === "Enter" && (field.tagName === "INPUT" || e.ctrlKey || e.metaKey)) end(); }, b.on);
   return () => typing;
 }
@@ -629,8 +643,8 @@ function typed(b, field, done) {
 const fill = (input, place) => input.style.setProperty("--at", `${(100 * place).toFixed(1)}%`);
 
 /** A slider with a number beside it, for one declared parameter.
- *  @param {Board} b @param {Parameter} q @param {() => number} get @param {(v: number) => void} set @param {() => string} refusal */
-function knob(b, q, get, set, refusal) {
+ *  @param {Board} b @param {string} kind @param {Parameter} q @param {() => number} get @param {(v: number) => void} set @param {() => string} refusal */
+function knob(b, kind, q, get, set, refusal) {
   const id = `ml${++serial}`, n = steps(q);
   const range = h("input", { type: "range", id, min: "0", max: n, step: "1", "aria-describedby": `${id}d` });
   const exact = h("input", { type: "number", "aria-label": `${q.name}, exact`, min: q.low, step: q.integer ? 1 : "any" });
@@ -645,7 +659,7 @@ function knob(b, q, get, set, refusal) {
     if (!typing()) exact.value = short(v);
   };
   range.addEventListener("input", () => { const v = toValue(q, +range.value / n); show(v, true); set(v); }, b.on);
-  const typing = typed(b, exact, () => { const v = Number(exact.value); if (exact.value !== "" && Number.isFinite(v) && short(v) !== short(get())) set(v); draw(); });
+  const typing = typed(b, exact, `${kind} ${q.name}`, () => { const v = Number(exact.value); if (exact.value !== "" && Number.isFinite(v) && short(v) !== short(get())) set(v); draw(); });
   function draw() {
     if (free()) show(get(), false);
     const bad = refusal();
@@ -661,7 +675,7 @@ function knobs(b) {
   const canvas = h("canvas", { class: "curve", role: "img" });
   const slots = h("input", { type: "range", id, step: "1", "aria-describedby": `${id}d` }), value = h("output", { class: "value" }), doc = h("div", { class: "doc", id: `${id}d` });
   const reset = h("button", { type: "button", "data-do": "reset" }, "Reset cache");
-  reset.addEventListener("click", () => b.tell({ do: "reset" }), b.on);
+  pressed(b, reset, "reset");
   const free = untouched(b, slots, () => drawSlots());
   slots.addEventListener("input", () => { b.put({ slots: +slots.value }); drawSlots(); }, b.on);
   const cache = h("div", { class: "knob slots", "data-knob": "slots" }, h("label", { for: id }, "slots"), value, slots, doc);
@@ -687,7 +701,7 @@ function knobs(b) {
       for (const p of policies) p.draw();
       const simulated = m.get("offered").simulated;
       if (simulated && !bandwidth) {
-        bandwidth = knob(b, { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true },
+        bandwidth = knob(b, "disk", { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true },
                          () => m.get("bandwidth"), (v) => b.put({ bandwidth: v }), () => m.get("refusals").bandwidth);
         disk.append(bandwidth.el);
       }
@@ -714,7 +728,7 @@ function policy(b, kind) {
     const mine = now ? now.parameters : [], shape = JSON.stringify([name, mine]);
     if (shape !== built) {
       built = shape;
-      parts = mine.map((q) => knob(b, q, () => m.get(`${kind}_values`)[q.name] ?? q.default,
+      parts = mine.map((q) => knob(b, kind, q, () => m.get(`${kind}_values`)[q.name] ?? q.default,
         (v) => b.put({ [`${kind}_values`]: { ...m.get(`${kind}_values`), [q.name]: v } }), () => ""));
       box.replaceChildren(...parts.map((p) => p.el));
     }
@@ -729,7 +743,7 @@ function sampling(b) {
   const doc = h("div", { class: "doc", role: "status" });
   const inputs = items.map(([name, step, min]) => {
     const id = `ml${++serial}`, e = h("input", { type: "number", id, step, min });
-    const typing = typed(b, e, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); draw(); });
+    const typing = typed(b, e, name, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); draw(); });
     return { name, e, typing, el: h("label", { for: id }, name, e) };
   });
   const el = h("details", { class: "group" }, h("summary", {}, "Sampling"), h("div", { class: "sampling" }, ...inputs.map((i) => i.el)), doc);
@@ -878,6 +892,10 @@ function render({ model, el }) {
   }, b.on);
   root.addEventListener("focusin", (/** @type {FocusEvent} */ e) => { store.focus = mark(/** @type {Element} */ (e.target)); }, b.on);
   root.addEventListener("focusout", (/** @type {FocusEvent} */ e) => { if (e.relatedTarget) store.focus = ""; }, b.on);
+  document.addEventListener("pointerup", () => {
+    const p = store.pressed;
+    if (p && !p.button.isConnected) { store.pressed = null; b.tell({ do: p.key }); }     // its click will never come
+  }, b.on);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) { clearTimeout(timer); timer = 0; soon(); } }, b.on);
   const themed = () => { requestAnimationFrame(theme); };       // once the new style sheet is in force
   const themes = new MutationObserver(themed);

@@ -18,6 +18,8 @@ from moe_lab.errors import TraceError
 from moe_lab.trace_files import READERS, WRITERS
 
 PREFILL, DECODE = 0, 1
+RUN = 8
+"""Tokens in a row that are compared to find a stretch of one trace in another."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,14 +103,18 @@ class Trace:
     @property
     def prefill(self) -> Trace:
         """The tokens of the prompt."""
-        return self._cut(self.phase == PREFILL)
+        return self[self.phase == PREFILL]
 
     @property
     def decode(self) -> Trace:
         """The tokens that were generated."""
-        return self._cut(self.phase == DECODE)
+        return self[self.phase == DECODE]
 
-    def _cut(self, which: np.ndarray) -> Trace:
+    def __getitem__(self, which: slice | np.ndarray) -> Trace:
+        """Some of the tokens: ``trace[:100]``, or those that a mask (T,) bool names."""
+        if not isinstance(which, (slice, np.ndarray)):
+            raise TraceError(f"trace[{which!r}]: a trace is cut by a slice, trace[:100], or by a mask; one token is "
+                             "trace[5:6]")
         return replace(self, ids=self.ids[which], phase=self.phase[which],
                        weights=None if self.weights is None else self.weights[which],
                        tokens=None if self.tokens is None else self.tokens[which],
@@ -123,6 +129,17 @@ class Trace:
         for layer in range(self.L):
             whole.update(hashlib.blake2b(self.ids[:, layer].astype("<i4").tobytes(), digest_size=16).digest())
         return whole.hexdigest()
+
+    def marks(self) -> np.ndarray:
+        """(T - RUN + 1,) uint64: a number for each run of RUN tokens, equal where their experts are; none if T < RUN.
+
+        Places of the experts do not count. To see whether two traces share tokens; see also ``digest``.
+        """
+        place = (np.arange(self.L, dtype=np.uint64) << np.uint64(32))[:, None]
+        token = _scattered(place + self.ids.astype(np.uint64)).sum(axis=(1, 2), dtype=np.uint64)
+        runs = max(0, len(self) - RUN + 1)
+        factors = _scattered(np.arange(RUN, dtype=np.uint64)) | np.uint64(1)
+        return sum((token[i : i + runs] * factors[i] for i in range(RUN)), np.zeros(runs, np.uint64))
 
     def __repr__(self) -> str:
         guess = " (the largest id + 1)" if self.meta.get("experts") == "guessed" else ""
@@ -171,6 +188,14 @@ class Trace:
             WRITERS[path.suffix](self, path)
         except OSError as error:
             raise TraceError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _scattered(numbers: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, neighbours far apart: the mixer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _array(values: Any, dtype: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -105,6 +105,25 @@ def test_arrays_of_another_size_are_refused() -> None:
         Trace(ids=ids, phase=np.array([2]), experts=8)
 
 
+def test_a_trace_is_cut_by_a_slice_or_a_mask(rng: np.random.Generator) -> None:
+    trace = some(rng)
+    part = trace[2:7]
+    assert (len(part), part.experts, dict(part.meta)) == (5, 16, dict(trace.meta))
+    for name in ("ids", "weights", "phase", "tokens"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(trace, name)[2:7])
+    assert equal(trace[trace.phase == 0], trace.prefill)
+    with pytest.raises(TraceError, match=r"trace\[3\]: .* one token is trace\[5:6\]"):
+        trace[3]
+
+
+def test_marks_find_the_tokens_that_two_traces_share(rng: np.random.Generator) -> None:
+    trace = some(rng, T=60)
+    assert len(trace.marks()) == 53 and len(np.unique(trace.marks())) == 53 and not len(trace[:7].marks())
+    middle = Trace(ids=trace.ids[20:40, :, ::-1])       # another order of experts, another guess of how many there are
+    assert np.isin(trace.marks(), middle.marks()).nonzero()[0].tolist() == list(range(20, 33))
+    assert not np.isin(trace.marks(), some(rng, T=60).marks()).any()
+
+
 # --- files of our own ------------------------------------------------------------------------------
 
 

@@ -5,19 +5,16 @@ Knows policies and sizes. Runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from moe_lab.cache import slots_for
 from moe_lab.engine.text import to_ids
-from moe_lab.errors import BudgetError, PolicyError, SettingError
+from moe_lab.errors import BudgetError, SettingError
 from moe_lab.evaluation.measure import Setting
-from moe_lab.evaluation.results import class_key
+from moe_lab.evaluation.naming import listed, one_name_one_policy
 from moe_lab.eviction import EVICTION, LRU
 from moe_lab.kernels.residency import LayerState
-from moe_lab.policy import Policy, resolve
+from moe_lab.policy import resolve
 from moe_lab.routing import ROUTING, Original
 
 if TYPE_CHECKING:
@@ -58,16 +55,6 @@ def grid(engine: Engine, routing: Any, eviction: Any, cache: Any) -> tuple[list[
     return list(dict.fromkeys(settings)), skipped
 
 
-def one_name_one_policy(policies: Sequence[Policy]) -> None:
-    """Refuse two different policies of one name; one with different parameters is the normal case."""
-    known: dict[str, type[Policy]] = {}
-    for policy in policies:
-        other = known.setdefault(policy.name, type(policy))
-        if other is not type(policy) and class_key(other) != class_key(type(policy)):
-            raise PolicyError(f"two different {policy.kind} policies are called {policy.name!r} ({other.__module__} "
-                              f"and {type(policy).__module__}); their rows could not be told apart: rename one")
-
-
 def text_ids(engine: Engine, text: Any, window: int | None) -> tuple[list[int], int]:
     """Token ids and the window in force; a text must fill at least one window.
 
@@ -83,20 +70,3 @@ def text_ids(engine: Engine, text: Any, window: int | None) -> tuple[list[int], 
         raise SettingError(f"the text has {len(ids):,} tokens and a window of {size:,} needs {size + 1:,} (the last "
                            f"one is only predicted); give a longer text, or type window={max(1, (len(ids) - 1) // 4)}")
     return ids, size
-
-
-def label(policy: Policy) -> str:
-    """The name, with the parameters where they are not the defaults.
-
-    >>> from moe_lab.routing import CachePrior
-    >>> label(CachePrior()), label(CachePrior(penalty=0.3))
-    ('cache-prior', 'cache-prior(penalty=0.3)')
-    """
-    defaults = {key: parameter.default for key, parameter in policy.parameters().items()}
-    more = ", ".join(f"{key}={value:.6g}" for key, value in policy.values().items() if value != defaults[key])
-    return f"{policy.name}({more})" if more else policy.name
-
-
-def listed(one_or_more: Any) -> list[Any]:
-    """A list of what may be one thing or several."""
-    return list(one_or_more) if isinstance(one_or_more, (list, tuple, set, range, np.ndarray)) else [one_or_more]

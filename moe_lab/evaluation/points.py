@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from moe_lab.evaluation.grid import label
 from moe_lab.evaluation.intervals import Interval, paired
 from moe_lab.evaluation.measure import Setting
+from moe_lab.evaluation.naming import label
 from moe_lab.spec import ModelSpec
 
 

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from moe_lab.cache import Held
 from moe_lab.errors import PolicyError, SettingError
-from moe_lab.evaluation.grid import grid, label, listed, text_ids
+from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.measure import Reference, Setting, measure
+from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import COLUMNS, Point, point_of
 from moe_lab.evaluation.results import Results, checkpoint, code, default_folder, digest, policy_key
 from moe_lab.kernels.belady import belady

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from moe_lab.cache import slots_for
 from moe_lab.engine.setup import setup_of
 from moe_lab.errors import SettingError, TraceError
-from moe_lab.evaluation.grid import grid, label, listed, text_ids
+from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.measure import Setting
+from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import Point
 from moe_lab.evaluation.replay import Replay, replay
 from moe_lab.evaluation.sweep import Sweep, open_results

@@ -90,8 +90,9 @@ class LayerState:
         return state
 
     def _build(self, routing: RoutingPolicy, eviction: EvictionPolicy) -> None:
-        """Lay the memory out for these policies, all zero, and write the block."""
+        """Lay the memory out for these policies, all zero, and write the block; if a policy refuses, nothing is new."""
         code = {**addresses(type(routing)), **addresses(type(eviction))}
+        params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
         E, columns = self.E, eviction.columns
         sizes = {"clock": 1, "last_use": E, "arrived": E, "uses": E, "own": columns * E,
                  "routing_state": OWN + routing.state_size, "eviction_state": OWN + eviction.state_size,
@@ -106,7 +107,7 @@ class LayerState:
         self.route_state = parts["routing_state"].view(np.float64)
         self.evict_state = parts["eviction_state"].view(np.float64)
         self.routing, self.eviction = routing, eviction
-        self._params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
+        self._params = params
         here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "logits": self.logits,
                 "before": self.before, "scores": self.scores, "keys": self._keys, "marks": self._marks,
                 "report": self.report}

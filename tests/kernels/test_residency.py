@@ -97,6 +97,17 @@ def test_a_new_parameter_acts_at_the_next_token(rng: np.random.Generator) -> Non
     assert walk(state, logits, softmax(logits)).hits.all()
 
 
+def test_a_policy_that_cannot_be_set_changes_nothing(rng: np.random.Generator) -> None:
+    state = used(new_layer(16, 4, 8), rng)
+    routing, block, memory, resident = state.routing, state.block.copy(), state._memory, state.resident.copy()
+    with pytest.raises(PolicyError, match="differs by layer"):
+        state.set_routing(CachePrior(penalty=[0.1, 0.2]))
+    assert state._memory is memory
+    assert (state.block == block).all()
+    assert (state.resident == resident).all()
+    assert state.routing is routing
+
+
 def test_shrinking_evicts_the_lowest_keep_first(rng: np.random.Generator) -> None:
     state = used(new_layer(16, 4, 8), rng)
     oldest = sorted(np.nonzero(state.resident)[0], key=lambda e: state.stats.last_use[e])

@@ -178,11 +178,11 @@ class Tab:
         assert answer["status"] == "ok", answer
         return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
 
-    def until(self, condition: str, arg: Any = None, seconds: float = 15) -> None:
+    def until(self, condition: str, arg: Any = None, seconds: float = 60) -> None:
         """Wait until a function of the page holds."""
         self.page.wait_for_function(condition, arg=arg, timeout=1000 * seconds)
 
-    def until_asked(self, expression: str, seconds: float = 10) -> None:
+    def until_asked(self, expression: str, seconds: float = 60) -> None:
         """Wait until an expression is true in the kernel."""
         end = time.monotonic() + seconds
         while not self.ask(expression):

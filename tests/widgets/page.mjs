@@ -115,7 +115,15 @@ test("an end has its reason", () => {
   assert.equal(lab.stateWord("running", ""), "running");
 });
 
-const parameter = (o) => ({ name: "p", default: 1, low: 0, high: 1, unit: "", doc: "", integer: false, open_ended: false, ...o });
+const parameter = (o) => ({ name: "p", default: 1, low: 0, high: 1, unit: "", doc: "", integer: false, open_ended: false, words: {}, ...o });
+test("a value with a word is shown as the word", () => {
+  const q = parameter({ low: 0, high: 64, words: { running: 0, token: -1 } });
+  assert.deepEqual([0, -1, "token", 12, "[0.1]"].map((v) => lab.wordOf(q, v)), ["running", "token", "token", "", ""]);
+});
+test("what differs by layer or token has a short name in its field", () => {
+  assert.deepEqual([0.25, "[0.1, 0.2]", "Schedule({0: 0, 9: 1})", "token"].map(lab.inField), ["0.25", "by layer", "schedule", "token"]);
+  assert.deepEqual([" 0.5 ", "1e2", "token ", "[1, 2]", ""].map(lab.fromField), [0.5, 100, "token", "[1, 2]", ""]);
+});
 test("a slider is logarithmic where the range spans two decades", () => {
   assert.ok(lab.isLog(parameter({ low: 1, high: 4096 })));
   assert.ok(!lab.isLog(parameter({})));

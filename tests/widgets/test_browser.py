@@ -68,7 +68,7 @@ def running(tab, tokens=5):
     at = tab.ask("engine.telemetry.token")
     press(tab, "run")
     state(tab, "running")
-    tab.until_asked(f"engine.telemetry.token > {at + tokens}", 20)
+    tab.until_asked(f"engine.telemetry.token > {at + tokens}")
 
 
 def slide(tab, name, value):
@@ -261,24 +261,59 @@ def test_a_refused_setting_says_why_under_its_control_and_goes_back(board):
     assert page.get_by_label("penalty, exact").input_value() == "0.2"
 
 
-def test_a_policy_of_ones_own_gets_controls_and_its_error_pauses_the_run(board):
-    board.do("""
-@ml.eviction.policy(bite=ml.Parameter(0, 0, 10, doc="breaks above 5"))
-def moody(expert, stats, state, params, now):
-    return 1.0 / (6.0 - params[0]) if params[0] > 5.0 else float(stats.last_use[expert])
-engine.eviction = moody(bite=1)
-lab._session.tell()
-""")
-    board.page.get_by_role("slider", name="bite").wait_for()
+def test_a_parameter_with_words_offers_them_and_text_for_a_list_gives_way_to_the_slider(board):
+    page = board.page
     running(board)
-    board.do("lab.bite = 6")
-    board.page.locator(f"{BOARD} .note.bad").wait_for()
+    page.get_by_label("routing", exact=True).select_option("cache-prior")
+    page.get_by_label("logit_range, in words").select_option("token")
+    board.until_asked("engine.routing.values().get('logit_range') == -1")
+    assert page.get_by_label("logit_range, exact").input_value() == "token"
+    page.get_by_label("logit_range, in words").select_option("a number")
+    board.until_asked("engine.routing.values()['logit_range'] == 16")
+    page.get_by_label("logit_range, exact").fill("running")
+    page.get_by_label("logit_range, exact").press("Enter")
+    board.until_asked("engine.routing.values()['logit_range'] == 0")
+    board.until("() => document.querySelector('.moelab [data-knob=logit_range] select').value === 'running'")
+    board.do("with lab._speaking():\n    lab.routing_values = {**lab.routing_values, 'penalty': '[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]'}")
+    board.until("() => document.querySelector('.moelab [data-knob=penalty] .doc').textContent.startsWith('[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]')")
+    assert page.get_by_label("penalty, exact").input_value() == "by layer"
+    slide(board, "penalty", 50)
+    board.until_asked("engine.routing.values()['penalty'] == 0.5")
+    page.get_by_label("penalty, exact").fill("[0.1, 'much']")
+    page.get_by_label("penalty, exact").press("Enter")
+    board.until("() => /penalty of CachePrior in layer 1/.test(document.querySelector('.moelab [data-knob=penalty] .bad')?.textContent)")
+    assert board.ask("lab.state") == "running"
+
+
+MOODY = """@ml.eviction.policy(bite=ml.Parameter(0, 0, 10, doc="breaks above 5"))
+def moody(expert, stats, state, params, now):
+    if params[0] > 5.0:
+        raise ValueError("too much")
+    return float(stats.last_use[expert])"""
+
+
+def test_a_policy_made_in_a_cell_gets_controls_and_its_error_pauses_the_run(board):
+    page = board.page
+    board.write(2, MOODY)
+    board.run(2)
+    page.get_by_label("eviction", exact=True).select_option("moody")
+    page.get_by_role("slider", name="bite").wait_for()
+    running(board)
+    slide(board, "bite", 20)
+    board.until_asked("engine.eviction.values() == {'bite': 2}")
+    slide(board, "bite", 60)
+    page.locator(f"{BOARD} .note.bad").wait_for()
     state(board, "paused")
-    assert "moody" in board.page.locator(f"{BOARD} .note").text_content()
-    board.do("lab.eviction = 'lru'")
+    said = page.locator(f"{BOARD} .note").text_content()
+    assert "moody" in said
+    assert "too much" in said
+    assert "line 4" in said
     at = board.ask("engine.telemetry.token")
+    page.get_by_label("eviction", exact=True).select_option("lru")
+    board.until_asked("engine.eviction.name == 'lru'")
     press(board, "run")
     board.until_asked(f"engine.telemetry.token > {at + 3}")
+    board.until("() => !document.querySelector('.moelab .note.bad')")
 
 
 # --------------------------------------------------------------------------------- keyboard, text, looks
@@ -462,7 +497,7 @@ def test_renewing_the_saved_picture_leaves_one_live_view_and_no_jump(board):
     board.until("() => !document.querySelector('.moelab')")
     board.write(0, "lab")                            # the same dashboard again
     board.run(0)
-    board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=30)
+    board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
     board.write(0, SETUP)
 
 
@@ -536,7 +571,7 @@ def test_a_page_that_reloads_gets_everything_back(board):
     board.page.reload(wait_until="domcontentloaded")
     board.ready()
     began = time.monotonic()
-    board.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 0", seconds=30)
+    board.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 0")
     print(f"alive {1000 * (time.monotonic() - began):.0f} ms after the kernel was seen")
     state(board, "running")
     press(board, "pause")
@@ -563,7 +598,7 @@ def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, 
 def test_a_kernel_that_dies_is_said_and_leaves_no_error(board):
     running(board, 5)
     board.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
-    board.until("() => /kernel is gone/.test(document.querySelector('.moelab .note').textContent)", seconds=20)
+    board.until("() => /kernel is gone/.test(document.querySelector('.moelab .note').textContent)")
     board.ready()
     board.run(0)
-    board.until("() => document.querySelector('.moelab')?.dataset.state === 'ready'", seconds=30)
+    board.until("() => document.querySelector('.moelab')?.dataset.state === 'ready'")

@@ -25,12 +25,12 @@ def test_the_welcome_notebook_opens_with_a_dashboard_that_writes_and_takes_its_o
     first, stop = [i for i, kind in enumerate(tab.page.evaluate(
         "() => window.jupyterapp.shell.currentWidget.content.widgets.map(c => c.model.type)")) if kind == "code"][:2]
     tab.run(first)
-    tab.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 20", seconds=30)
+    tab.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 20")
     slow = tab.ask("lab.hit_rate")
     tab.page.get_by_label("routing", exact=True).select_option("cache-prior")
     tab.page.get_by_role("slider", name="penalty").evaluate(
         "e => { e.value = 90; e.dispatchEvent(new Event('input', { bubbles: true })); }")
-    tab.until_asked(f"lab.hit_rate > {slow} + 0.05", 30)
+    tab.until_asked(f"lab.hit_rate > {slow} + 0.05")
     tab.run(stop)
     tab.until("() => document.querySelector('.moelab').dataset.state === 'stopped'")
     assert tab.output(stop).startswith("pocket: olmoe")

@@ -2,18 +2,21 @@
 
 import base64
 import io
+import json
 import threading
 import time
 
 import ipywidgets
 import numpy as np
 import pytest
+from fake_engine import CachePrior as fake_cache_prior
 from fake_engine import FakeDisk, FakeEngine
 from PIL import Image
 
+import moe_lab as ml
 from moe_lab import Sampling
 from moe_lab.errors import BusyError, SettingError
-from moe_lab.policy import Parameter, Policy
+from moe_lab.policy import Parameter, Policy, Schedule
 from moe_lab_widgets import Lab
 
 
@@ -265,11 +268,110 @@ def test_a_policy_of_ones_own_gets_its_controls_from_its_declaration(engine):
     board = Lab(engine, policies=[fake_policy()])
     offered = {p["name"]: p for p in board.offered["routing"]}["mine"]
     assert offered["parameters"] == [{"name": "strength", "default": 0.5, "low": 0.0, "high": 2.0, "unit": "nats",
-                                      "doc": "how strong", "integer": False, "open_ended": False}]
+                                      "doc": "how strong", "integer": False, "open_ended": False, "words": {}}]
     board.routing = "mine"
     board.strength = 1.5
     assert engine.routing.values() == {"strength": 1.5}
     board.close()
+
+
+def worded_policy():
+    class Worded(Policy):
+        """Has words for two numbers."""
+
+        kind = "routing"
+        strength = Parameter(0.5, 0, 2)
+        reach = Parameter(0, 0, 64, words={"running": 0, "token": -1}, rare=True)
+        lossy = True
+
+    return Worded
+
+
+def test_a_word_may_be_chosen_where_a_parameter_has_words(engine):
+    board = Lab(engine, policies=[worded_policy()], routing="worded")
+    parameters = {p["name"]: p for p in {p["name"]: p for p in board.offered["routing"]}["worded"]["parameters"]}
+    assert parameters["reach"]["words"] == {"running": 0.0, "token": -1.0}
+    board.reach = "token"
+    assert engine.routing.values()["reach"] == -1
+    assert board.reach == -1.0
+    board.routing_values = {"reach": "running"}
+    assert (engine.routing.values()["reach"], board.routing_values["reach"]) == (0, 0)
+    board.reach = "tomorrow"
+    assert "'running', 'token'" in board.refusals["routing.reach"]
+    assert (board.reach, engine.routing.values()["reach"]) == (0.0, 0)
+    board.reach = 12
+    assert board.refusals == {}
+    assert [m["words"] for m in board._session.history.marks()] == ["worded strength 0.5, reach 12"]
+    board.close()
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    ([0.25, 0.5], "[0.25, 0.5]"), (Schedule({0: 0.0, 256: 0.5}), "Schedule({0: 0, 256: 0.5})")])
+def test_a_value_by_layer_or_token_is_shown_as_text_and_one_number_takes_its_place(lab, engine, value, text):
+    engine.routing = fake_cache_prior(penalty=value, keep_top=2)
+    lab._session.tell()
+    assert (lab.penalty, lab.routing_values) == (text, {"penalty": text, "keep_top": 2})
+    json.dumps(lab.get_state())
+    lab.keep_top = 3                                   # the list stays as it is, to the last digit
+    assert engine.routing == fake_cache_prior(penalty=value, keep_top=3)
+    lab.penalty = 0.25
+    assert engine.routing == fake_cache_prior(penalty=0.25, keep_top=3)
+    lab.penalty = value                                # by code
+    assert engine.routing == fake_cache_prior(penalty=value, keep_top=3)
+    lab.penalty = 0.5
+    lab.routing_values = {**lab.routing_values, "penalty": text}      # typed into the page
+    assert engine.routing == fake_cache_prior(penalty=value, keep_top=3)
+
+
+@pytest.mark.parametrize("text", ["", "much", "[0.1, 'a']", "Schedule({5: 1})", "__import__('os')", "[" * 500])
+def test_what_cannot_be_read_is_refused_in_words(lab, engine, text):
+    lab.routing = "cache-prior"
+    lab.routing_values = {"penalty": text}
+    assert lab.refusals["routing.penalty"]
+    assert engine.routing.values()["penalty"] == lab.penalty == 0.5
+
+
+def test_a_policy_made_after_the_dashboard_is_offered_after_its_cell(lab, engine):
+    assert "nudge" not in [p["name"] for p in lab.offered["routing"]]
+
+    @ml.routing.policy(bonus=Parameter(1, 0, 4, unit="logits", doc="added to residents"))
+    def nudge(logits, weights, K, resident, state, params, scores):
+        """Raises residents a little."""
+        scores[:] = logits + params[0] * resident
+
+    @ml.eviction.policy
+    def oldest(expert, stats, state, params, now):
+        return float(stats.arrived[expert])
+
+    lab._after_cell()
+    offered = {p["name"]: p for p in lab.offered["routing"]}["nudge"]
+    assert (offered["doc"], [p["name"] for p in offered["parameters"]]) == ("Raises residents a little.", ["bonus"])
+    lab.routing = "nudge"
+    lab.bonus = 2.5
+    lab.eviction = "oldest"
+    assert engine.routing == nudge(bonus=2.5)
+    assert engine.eviction == oldest()
+
+
+def test_a_cell_run_again_replaces_its_policy_and_the_engine_keeps_the_old_one_until_it_is_set(lab, engine):
+    def cell(**parameters):
+        @ml.routing.policy(**parameters)
+        def again(logits, weights, K, resident, state, params, scores):
+            scores[:] = logits
+
+        return again
+
+    first = cell(one=Parameter(1, 0, 4))
+    lab._after_cell()
+    lab.routing = "again"
+    assert type(engine.routing) is first
+    second = cell(two=Parameter(2, 0, 4))
+    for _ in range(2):
+        lab._after_cell()
+        assert [[q["name"] for q in p["parameters"]] for p in lab.offered["routing"] if p["name"] == "again"] == [["two"]]
+    assert type(engine.routing) is first
+    lab.two = 3
+    assert engine.routing == second(two=3)
 
 
 def test_settings_given_at_the_start_are_set_on_the_engine(engine):
@@ -317,7 +419,14 @@ def test_changes_leave_marks(lab, engine):
     lab.routing = "cache-prior"
     assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "cache-prior penalty 0.5, keep_top 1"]
     lab.penalty = 0.25
-    assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "penalty 0.25"]
+    assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "cache-prior penalty 0.25, keep_top 1"]
+    lab.start("a", max_new_tokens=30)
+    lab.result(5)
+    lab.penalty = 0.75
+    lab.penalty = 0.5
+    assert [m["words"] for m in lab._session.history.marks()][2:] == ["penalty 0.5"]
+    lab.penalty = 0.25                                 # back where the drag began
+    assert [m["words"] for m in lab._session.history.marks()][2:] == ["penalty 0.25"]
 
 
 # ------------------------------------------------------------------------------- two dashboards, errors

@@ -138,11 +138,17 @@ class History:
         ])
         self.points += 1
 
-    def mark(self, knob: str, words: str) -> None:
-        """Note that the user changed ``knob``; shown as ``words`` at the present token."""
+    def moves(self, knob: str) -> bool:
+        """Whether a mark of ``knob`` would take the place of the last one: it is still the same drag."""
         with self._lock:
             last = self._marks[-1] if self._marks else None
-            if last and last["knob"] == knob and self.tokens - last["token"] <= SAME_MARK_TOKENS:
+            return last is not None and last["knob"] == knob and self.tokens - last["token"] <= SAME_MARK_TOKENS
+
+    def mark(self, knob: str, words: str) -> None:
+        """Note that the user changed ``knob``; shown as ``words`` at the present token."""
+        moves = self.moves(knob)
+        with self._lock:
+            if moves:
                 self._marks.pop()
             self._marks.append({"token": self.tokens, "knob": knob, "words": words})
             self.marked += 1

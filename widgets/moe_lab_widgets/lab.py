@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import traitlets as tr
 from IPython import get_ipython
 from IPython.display import display, update_display
 
@@ -24,7 +23,7 @@ from moe_lab_widgets import controls, still
 from moe_lab_widgets.driver import ForegroundDriver, Result, ThreadDriver
 from moe_lab_widgets.page import Page
 from moe_lab_widgets.session import SAMPLING, Session
-from moe_lab_widgets.state import LabState
+from moe_lab_widgets.state import LabState, Setting
 
 _SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth", *SAMPLING)
 
@@ -208,8 +207,7 @@ class Lab(LabState):
         new = [p for p in names if p.isidentifier() and not hasattr(type(self), p)]
         if not new:
             return
-        self.add_traits(**{p: tr.Float(None, allow_none=True, help=f"Parameter of the {names[p]} policy.")
-                           for p in new})
+        self.add_traits(**{p: Setting(help=f"Parameter of the {names[p]} policy.") for p in new})
         self._parameters = {**getattr(self, "_parameters", {}), **{p: names[p] for p in new}}
         self._show_parameters()
         self.observe(self._parameter_turned, new)
@@ -229,7 +227,7 @@ class Lab(LabState):
     def _show_parameters(self) -> None:
         for name, kind in self._parameters.items():
             value = getattr(self, f"{kind}_values").get(name)
-            self.set_trait(name, None if value is None else float(value))
+            self.set_trait(name, float(value) if isinstance(value, int) else value)
 
     # --- what the session tells (View) --------------------------------------------------------------------------
 
@@ -256,7 +254,7 @@ class Lab(LabState):
         """Bring the traits up to what the engine says."""
         session = self._session
         with self._speaking():
-            if session.learn() or self.offered.get("simulated") != (self.engine.disk is not None):
+            if session.choices.look_around() or self.offered.get("simulated") != (self.engine.disk is not None):
                 self.offered = session.choices.describe()
                 self._name_parameters()
             for name, value in session.settings().items():
@@ -271,13 +269,13 @@ class Lab(LabState):
             self.foreground = session.driver is not None and session.driver.foreground
             self._page.outbox.patient = not self.foreground
 
-    def refused(self, knob: str, message: str) -> None:
+    def refused(self, knob: str, message: str, place: str) -> None:
         """Show a refusal under its control and put the last good value back; an empty message clears it."""
-        if not message and knob not in self.refusals:
+        others = {at: words for at, words in self.refusals.items() if at.split(".")[0] != knob}
+        if not message and others == self.refusals:
             return
         with self._speaking():
-            others = {k: v for k, v in self.refusals.items() if k != knob}
-            self.refusals = {**others, **({knob: message} if message else {})}
+            self.refusals = {**others, **({place: message} if message else {})}
             if message and not self._session.wished(knob):
                 for name, value in self._session.settings().items():
                     if name.removesuffix("_values") == knob:

@@ -19,7 +19,7 @@ import numpy as np
 
 import moe_lab as ml
 from moe_lab.errors import BusyError, MoELabError
-from moe_lab_widgets.controls import KINDS, Choices, words_of
+from moe_lab_widgets.controls import KINDS, Choices, Refused, words_of, written
 from moe_lab_widgets.curve import ReuseCurve
 from moe_lab_widgets.history import History
 from moe_lab_widgets.publisher import Publisher
@@ -43,8 +43,8 @@ class View(Protocol):
     def reflect(self) -> None:
         """State, settings or errors have changed."""
 
-    def refused(self, knob: str, message: str) -> None:
-        """A wish was refused; an empty message: it was granted."""
+    def refused(self, knob: str, message: str, place: str) -> None:
+        """A wish was refused, because of ``place`` (the knob, or ``knob.parameter``); empty message: it was granted."""
 
     def renew_still(self) -> None:
         """The picture in the saved notebook is to be renewed."""
@@ -79,6 +79,8 @@ class Session:
         self._seen = engine.telemetry.token
         self._seen_lock = threading.Lock()
         self._shown: Any = None
+        self._before: dict[str, Any] = {}
+        """Policies before the last mark of their kind."""
         self._wishes: dict[str, Any] = {}
         self._wish_lock = threading.Lock()
         self._settling = threading.RLock()
@@ -118,8 +120,11 @@ class Session:
             with self._wish_lock:
                 wishes, self._wishes = self._wishes, {}
             for knob, value in wishes.items():
+                place = knob
                 try:
                     words = self._apply(knob, value)
+                except Refused as error:
+                    message, place = str(error), f"{knob}.{error.knob}"
                 except MoELabError as error:
                     message = str(error)
                 except Exception as error:
@@ -129,7 +134,7 @@ class Session:
                     if words:
                         self.history.mark(knob, words)
                 for view in list(self.views):
-                    view.refused(knob, message)
+                    view.refused(knob, message, place)
         self.tell()
         if self.state != "running":
             self.show()
@@ -155,7 +160,9 @@ class Session:
             if policy == before:
                 return ""
             setattr(engine, knob, policy)
-            return words_of(policy, before)
+            if not self.history.moves(knob):
+                self._before[knob] = before
+            return words_of(policy, self._before[knob]) or words_of(policy, before)
         if knob == "bandwidth":
             if engine.disk is None or value == engine.disk.bandwidth / 1e6:
                 return ""
@@ -180,15 +187,10 @@ class Session:
             "top_p": 1.0 if sampling.top_p is None else float(sampling.top_p),
             "repetition_penalty": float(sampling.repetition_penalty), "seed": int(sampling.seed),
             "slots": engine.cache.slots,
-            "routing": engine.routing.name, "routing_values": engine.routing.values(),
-            "eviction": engine.eviction.name, "eviction_values": engine.eviction.values(),
+            "routing": engine.routing.name, "routing_values": written(engine.routing),
+            "eviction": engine.eviction.name, "eviction_values": written(engine.eviction),
             "bandwidth": engine.disk.bandwidth / 1e6 if engine.disk is not None else 0.0,
         }
-
-    def learn(self) -> bool:
-        """Offer the engine's own policies too; returns whether one was new."""
-        learned = [self.choices.learn(getattr(self.engine, kind)) for kind in KINDS]      # each of them, no short cut
-        return any(learned)
 
     # --- a run, told by its driver ----------------------------------------------------------------------
 

@@ -6,11 +6,36 @@ Knows traits only. ``sync`` traits are the page's too; any of them can be linked
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anywidget
+import numpy as np
 import traitlets as tr
 
+from moe_lab.parameters import Schedule
+
 _STATIC = Path(__file__).parent / "static"
+
+
+class Setting(tr.TraitType):
+    """A parameter's value: a number; a word of it, or what differs by layer or token, as text; None where the present
+    policy has no such parameter. Lists and schedules may be assigned."""
+
+    info_text = "a number, a word, a list by layer, a Schedule, or None"
+    allow_none = True
+    default_value = None
+
+    def validate(self, obj: Any, value: object) -> object:
+        """``value`` as a float or as text."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, Schedule):
+            return f"Schedule({dict(value.steps)})"
+        if isinstance(value, (list, tuple, np.ndarray)):
+            return str([float(number) for number in value])
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            return float(value)
+        self.error(obj, value)
 
 
 class LabState(anywidget.AnyWidget):
@@ -41,7 +66,7 @@ class LabState(anywidget.AnyWidget):
     exact = tr.Bool(True, help="Whether nothing alters the model's answers.").tag(sync=True)
     disk = tr.Unicode("", help="The disk in words; a simulated one is called so.").tag(sync=True)
     error = tr.Unicode("", help="What the run met, if it met something.").tag(sync=True)
-    refusals = tr.Dict(help="Messages of refused settings, by name.").tag(sync=True)
+    refusals = tr.Dict(help="Messages of refused settings, by name; of a parameter: routing.penalty.").tag(sync=True)
     foreground = tr.Bool(
         False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
     offered = tr.Dict(help="What can be turned: policies with their parameters, range of the slots.").tag(sync=True)

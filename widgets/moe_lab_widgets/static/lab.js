@@ -14,7 +14,7 @@
 /** @typedef {[number, number, number]} RGB */
 /** @typedef {{disk: RGB, low: RGB, high: RGB, loaded: RGB, swap: RGB, mark: RGB, route: RGB, rest: RGB, paper: RGB, ink: RGB, button: RGB, buttonInk: RGB}} Palette */
 /** @typedef {{left: number, width: number, height: number, w: number, h: number, gap: number, between: number, group: number, rows: number, cols: number}} Geometry */
-/** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean}} Parameter */
+/** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean, words: Record<string, number>}} Parameter */
 /** @typedef {{name: string, doc: string, parameters: Parameter[]}} Policy */
 /** @typedef {{layer: number, expert: number, number: number, resident: boolean, used: boolean, loaded: boolean, swapped: boolean, token: number, before: number, after: number, uses: number, hits: number, age: number, bytes: number}} Cell */
 /** @typedef {{token: number, knob: string, words: string}} Mark */
@@ -642,28 +642,39 @@ function typed(b, field, key, done) {
 /** @param {HTMLInputElement} input @param {number} place */
 const fill = (input, place) => input.style.setProperty("--at", `${(100 * place).toFixed(1)}%`);
 
-/** A slider with a number beside it, for one declared parameter.
- *  @param {Board} b @param {string} kind @param {Parameter} q @param {() => number} get @param {(v: number) => void} set @param {() => string} refusal */
+/** The word for a value, if the parameter has one. @param {Parameter} q @param {number | string} v */
+export const wordOf = (q, v) => Object.keys(q.words).find((w) => q.words[w] === v || w === v) || "";
+/** What stands in a parameter's field. @param {number | string} v */
+export const inField = (v) => (typeof v === "number" ? short(v) : v.startsWith("[") ? "by layer" : v.startsWith("Schedule") ? "schedule" : v);
+/** What was typed into it: a number, or text that the kernel reads. @param {string} text */
+export const fromField = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text.trim());
+/** A slider with a field beside it, for one declared parameter; and a choice before it where words stand for some numbers.
+ *  @param {Board} b @param {string} kind @param {Parameter} q @param {() => number | string} get @param {(v: number | string) => void} set @param {() => string} refusal */
 function knob(b, kind, q, get, set, refusal) {
   const id = `ml${++serial}`, n = steps(q);
   const range = h("input", { type: "range", id, min: "0", max: n, step: "1", "aria-describedby": `${id}d` });
-  const exact = h("input", { type: "number", "aria-label": `${q.name}, exact`, min: q.low, step: q.integer ? 1 : "any" });
-  const doc = h("div", { class: "doc", id: `${id}d` });
-  const el = h("div", { class: "knob", "data-knob": q.name }, h("label", { for: id }, q.name), range, exact, doc);
+  const exact = h("input", { class: "exact", inputmode: "decimal", autocomplete: "off", spellcheck: "false", "aria-label": `${q.name}, exact` });
+  const doc = h("div", { class: "doc", id: `${id}d` }), words = Object.keys(q.words || {}), other = "a number";
+  const choice = h("select", { "aria-label": `${q.name}, in words` }, ...[...words, other].map((w) => h("option", { value: w }, w)));
+  const slide = h("div", { class: "slide" }, ...(words.length ? [choice] : []), range);
+  const el = h("div", { class: "knob", "data-knob": q.name }, h("label", { for: id }, q.name), slide, exact, doc);
   const free = untouched(b, range, () => draw());
-  const show = (/** @type {number} */ v, /** @type {boolean} */ moving) => {
-    const x = toPlace(q, v);
+  choice.addEventListener("change", () => set(choice.value === other ? toValue(q, 0.25) : q.words[choice.value]), b.on);
+  const show = (/** @type {number | string} */ v, /** @type {boolean} */ moving) => {
+    const word = words.length ? wordOf(q, v) : "", x = typeof v === "number" ? toPlace(q, v) : 0;
     if (!moving) range.value = String(Math.round(x * n));
     fill(range, moving ? +range.value / n : x);
-    range.setAttribute("aria-valuetext", `${short(v)} ${q.unit}`.trim());
-    if (!typing()) exact.value = short(v);
+    range.setAttribute("aria-valuetext", word || `${inField(v)} ${q.unit}`.trim());
+    choice.value = word || other;
+    if (!typing()) exact.value = word || inField(v);
   };
   range.addEventListener("input", () => { const v = toValue(q, +range.value / n); show(v, true); set(v); }, b.on);
-  const typing = typed(b, exact, `${kind} ${q.name}`, () => { const v = Number(exact.value); if (exact.value !== "" && Number.isFinite(v) && short(v) !== short(get())) set(v); draw(); });
+  const typing = typed(b, exact, `${kind} ${q.name}`, () => { const v = fromField(exact.value); if (v !== "" && exact.value.trim() !== inField(get())) set(v); draw(); });
   function draw() {
     if (free()) show(get(), false);
-    const bad = refusal();
-    say(doc, bad || `${q.doc}${q.doc ? " · " : ""}${short(q.low)}\u2060–\u2060${short(q.high)}${q.open_ended ? "+" : ""}${q.unit ? " " + q.unit : ""}`);
+    const bad = refusal(), v = get();
+    say(doc, bad || (typeof v === "string" && !wordOf(q, v) ? `${v} · the slider sets one number instead`
+      : `${q.doc}${q.doc ? " · " : ""}${short(q.low)}\u2060–\u2060${short(q.high)}${q.open_ended ? "+" : ""}${q.unit ? " " + q.unit : ""}`));
     doc.classList.toggle("bad", Boolean(bad));
   }
   return { el, draw };
@@ -701,8 +712,8 @@ function knobs(b) {
       for (const p of policies) p.draw();
       const simulated = m.get("offered").simulated;
       if (simulated && !bandwidth) {
-        bandwidth = knob(b, "disk", { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true },
-                         () => m.get("bandwidth"), (v) => b.put({ bandwidth: v }), () => m.get("refusals").bandwidth);
+        bandwidth = knob(b, "disk", { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true, words: {} },
+                         () => m.get("bandwidth"), (v) => b.put({ bandwidth: Number(v) || 0 }), () => m.get("refusals").bandwidth);
         disk.append(bandwidth.el);
       }
       disk.hidden = !simulated;
@@ -729,7 +740,7 @@ function policy(b, kind) {
     if (shape !== built) {
       built = shape;
       parts = mine.map((q) => knob(b, kind, q, () => m.get(`${kind}_values`)[q.name] ?? q.default,
-        (v) => b.put({ [`${kind}_values`]: { ...m.get(`${kind}_values`), [q.name]: v } }), () => ""));
+        (v) => b.put({ [`${kind}_values`]: { ...m.get(`${kind}_values`), [q.name]: v } }), () => m.get("refusals")[`${kind}.${q.name}`]));
       box.replaceChildren(...parts.map((p) => p.el));
     }
     say(doc, bad || (now ? now.doc : "")); doc.classList.toggle("bad", Boolean(bad));

@@ -7,7 +7,7 @@ from typing import Literal
 
 from moe_lab.units import format_bytes
 
-WeightFormat = Literal["f32", "bf16"]
+WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 
 
 @dataclass(frozen=True)

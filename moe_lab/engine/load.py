@@ -12,6 +12,7 @@ from moe_lab.engine.engine import Engine
 from moe_lab.engine.setup import Setup
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
+from moe_lab.kernels import instructions
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import DTYPES, open_model, resolve_model, study
@@ -30,8 +31,9 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
 
     ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
     experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None
-    keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"`` or
-    ``"bf16"``, by default the checkpoint's own precision. ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
+    keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"``,
+    ``"bf16"``, or for the experts ``"q8"`` (8.5 bits a weight) or ``"q4"`` (4.5), quantised as they are read; by
+    default the checkpoint's own precision. ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
     readers down, named as simulated everywhere (what is loaded before the first token is not slowed). ``seed``
     is the default of sampling and of policies that draw. ``routing`` is ``"original"`` and ``eviction`` ``"lru"``
     unless told. ``setup``: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is
@@ -61,13 +63,14 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if name not in FORMATS:
         raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     format = FORMATS[name]
+    instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
     slots = slots_for(cache, spec, name)
     if studied.rules is None and chosen_routing.lossy:
         raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {spec.routing}")
     if cache is None and slots < spec.experts:
         print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
               f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
-    opened = open_model(folder, DTYPES[name], name=model, studied=studied)
+    opened = open_model(folder, DTYPES.get(name, DTYPES[spec.dtype]), name=model, studied=studied)
     store = ExpertStore(opened.plan, format)
     states = [
         LayerState.new(spec.experts, spec.top_k, slots, chosen_routing, chosen_eviction, layer, seed)

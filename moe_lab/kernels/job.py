@@ -43,7 +43,7 @@ class Job:
         wide, deep = (whole(size, GROUP) for size in (D, F))
         self.block = np.zeros(len(FIELDS), dtype=np.int64)
         self.block[:4] = D, F, K, activation
-        self._scratch = {
+        self._scratch: dict[int, np.ndarray] = {
             X_BYTES: np.zeros(wide, np.int8), X_SCALES: np.zeros(wide // GROUP, np.float32),
             X_SUMS: np.zeros(wide // GROUP, np.int32), H: np.zeros((K, deep), np.float32),
             U: np.zeros((K, deep), np.float32), H_BYTES: np.zeros((K, deep), np.int8),

@@ -2,7 +2,7 @@
 
 Knows the plan and a weight format. Where the file's type is the format's own the bytes go straight into
 the slot, one system call for every stretch that is contiguous in the file; else they are read into
-scratch memory and encoded. Knows no cache and no policy.
+scratch memory and encoded on the way. Knows no cache and no policy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,8 +33,8 @@ class ExpertStore:
     """
 
     def __init__(self, plan: ExpertPlan, format: Format) -> None:
-        if plan.dtype not in _WIDEN:
-            raise SettingError(f"experts of type {plan.dtype} cannot be read; possible are {', '.join(_WIDEN)}")
+        if plan.dtype not in _NUMBERS:
+            raise SettingError(f"experts of type {plan.dtype} cannot be read; possible are {', '.join(_NUMBERS)}")
         self.plan, self.format = plan, format
         self.slot_bytes = format.slot_bytes(plan.D, plan.F)
         self._straight = plan.dtype == format.native
@@ -53,8 +52,7 @@ class ExpertStore:
             return plan.expert_bytes
         raw = self._scratch_bytes()
         self._fill(layer, expert, raw)
-        widen = _WIDEN[plan.dtype]
-        gate, up, down = (widen(part) for part in raw.reshape(3, plan.part_bytes))
+        gate, up, down = raw.view(_NUMBERS[plan.dtype]).reshape(3, -1)
         shape = plan.F, plan.D
         self.format.encode(gate.reshape(shape), up.reshape(shape), down.reshape(shape[::-1]), slot)
         return plan.expert_bytes
@@ -148,14 +146,5 @@ def _close(descriptors: dict[int, int]) -> None:
         os.close(descriptors.popitem()[1])
 
 
-def _widen_bf16(raw: np.ndarray) -> np.ndarray:
-    wide: np.ndarray = raw.view(np.uint16).astype(np.uint32) << 16
-    return wide.view(np.float32)
-
-
-_WIDEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "F32": lambda raw: raw.view(np.float32),
-    "BF16": _widen_bf16,
-    "F16": lambda raw: raw.view(np.float16).astype(np.float32),
-}
-"""Bytes of a part to float32, exactly, by the type in the file."""
+_NUMBERS: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
+"""What the bytes of a part are for ``Format.encode``, by the type in the file; bfloat16 as its bits."""

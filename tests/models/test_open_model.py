@@ -54,7 +54,9 @@ def test_describe_tells_shape_bytes_and_rule(checkpoint, family, layers, F, rout
     folder = checkpoint(family)
     spec = describe(folder)
     assert (spec.layers, spec.experts, spec.top_k, spec.hidden, spec.expert_hidden) == (layers, 8, 2, 64, F)
-    assert spec.expert_bytes == {"f32": 12 * 64 * F, "bf16": 6 * 64 * F}
+    filled = {32: 3 * 64 * 32, 48: 2 * 64 * 48 + 64 * 64}[F]             # columns come in groups of 32
+    assert spec.expert_bytes == {"f32": 12 * 64 * F, "bf16": 6 * 64 * F,
+                                 "q8": filled * 17 // 16, "q4": filled * 9 // 16}
     assert (spec.dtype, spec.context, spec.routing) == ("f32", 256, routing)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     headers = weights - spec.dense_bytes - len(layers) * 8 * spec.expert_bytes["f32"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import job_of
@@ -42,6 +43,8 @@ class BF16:
 
     name = "bf16"
     native: str | None = "BF16"
+    error = 0.004
+    path = "portable"
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot."""
@@ -51,7 +54,7 @@ class BF16:
         """Round the matrices to the nearest bfloat16."""
         w = slot[: 6 * gate.size].view(np.uint16).reshape(3, gate.size)
         for row, part in zip(w, (gate, up, down), strict=True):
-            row[:] = round_bf16(part).reshape(-1)
+            row[:] = (part if part.dtype == np.uint16 else round_bf16(part)).reshape(-1)
 
     def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The matrices, widened into new memory; exact."""
@@ -68,3 +71,8 @@ class BF16:
         """See ``Format``."""
         job = job_of(x.shape[1], F, 1, activation_number(activation))
         ffn_rows(job.block, x, slot, ONE, out)
+
+    def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+                       activation: str) -> np.ndarray:
+        """See ``Format``."""
+        return widened_token_slow(self, x, arena, slots, gates, F, activation)

@@ -6,6 +6,8 @@ import numpy as np
 
 from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.formats.bf16 import widen_bf16
+from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import job_of
@@ -26,13 +28,16 @@ class F32:
 
     name = "f32"
     native: str | None = "F32"
+    error = 1e-5
+    path = "portable"
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot."""
         return 12 * D * F
 
     def encode(self, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
-        """Copy the matrices; exact."""
+        """Widen the matrices; exact."""
+        gate, up, down = (widen_bf16(part) if part.dtype == np.uint16 else part for part in (gate, up, down))
         for part, view in zip((gate, up, down), self.decode(slot, gate.shape[1], gate.shape[0]), strict=True):
             view[:] = part
 
@@ -51,3 +56,8 @@ class F32:
         """See ``Format``."""
         job = job_of(x.shape[1], F, 1, activation_number(activation))
         ffn_rows(job.block, x, slot, ONE, out)
+
+    def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+                       activation: str) -> np.ndarray:
+        """See ``Format``."""
+        return widened_token_slow(self, x, arena, slots, gates, F, activation)

@@ -29,12 +29,19 @@ class Format(Protocol):
     """As typed: ``weights="bf16"``."""
     native: str | None
     """The safetensors type whose bytes a slot takes as they are, part after part; None if it takes none."""
+    error: float
+    """Bound of the relative RMS error of an expert's output against float32 weights, on normal weights and inputs."""
+
+    @property
+    def path(self) -> str:
+        """The instructions that its kernels take, as ``instructions`` calls them; ``portable``: plain loops."""
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot."""
 
     def encode(self, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
-        """Write float32 matrices into ``slot`` (at least slot_bytes,) uint8."""
+        """Write matrices into ``slot`` (at least slot_bytes,) uint8: all three float32, float16, or bfloat16 bits
+        (uint16)."""
 
     def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The matrices of a slot as float32; views of it where that is possible."""
@@ -50,11 +57,14 @@ class Format(Protocol):
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the bits of ``ffn_token`` with gate 1."""
 
+    def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+                       activation: str) -> np.ndarray:
+        """The twin of ``ffn_token`` in NumPy; returns out (D,) float64."""
 
-def ffn_token_slow(format: Format, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+
+def widened_token_slow(format: Format, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                    activation: str) -> np.ndarray:
-    """The twin of ``Format.ffn_token`` in NumPy, in float64, for formats that multiply by what they decode to;
-    returns out (D,)."""
+    """``Format.ffn_token_slow`` of formats that multiply by what they decode to."""
     out = np.zeros(x.size)
     for slot, weight in zip(slots, gates, strict=True):
         if slot >= 0:

@@ -1,0 +1,88 @@
+"""Quantising an expert: from matrices as a file has them into the blocks of a slot, panel by panel.
+
+Knows where numbers come from and where they go; how a group of 32 becomes a scale and bytes is what ``q8`` and ``q4``
+supply. Panels do not touch one another, so any of them may be made by any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moe_lab.kernels.formats.blocks import counts
+from moe_lab.kernels.halves import widened_f16
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import GROUP, PANEL, filled
+from moe_lab.kernels.panels import BLOCK
+from moe_lab.kernels.pointers import floats_at, shorts_at
+
+F32_SOURCE, BF16_SOURCE, F16_SOURCE = range(3)
+_SOURCES = {np.dtype(np.float32): (F32_SOURCE, 4), np.dtype(np.uint16): (BF16_SOURCE, 2),
+            np.dtype(np.float16): (F16_SOURCE, 2)}
+
+
+@jit(cache=False)
+def _read(source, kind, count, values):  # type: ignore[no-untyped-def]
+    """values (32,) float32 = ``count`` numbers at address ``source``, the rest zeros."""
+    values[:] = 0
+    if kind == F32_SOURCE:
+        numbers = floats_at(source, count)
+        for i in range(count):
+            values[i] = numbers[i]
+    else:
+        bits = shorts_at(source, count)
+        if kind == BF16_SOURCE:
+            for i in range(count):
+                values[i] = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
+        else:
+            for i in range(count):
+                values[i] = widened_f16(bits[i])
+
+
+def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that quantises panels ``begin`` to ``end`` of an expert, counted as they lie in the slot.
+
+    ``write_group(values (32,), block, row)`` writes scale and numbers of one row into the block at that address.
+    """
+    size = BLOCK[bits]
+
+    @jit(cache=False)
+    def panel(source, kind, item, row, rows, columns, target, values):  # type: ignore[no-untyped-def]
+        """Panel of rows ``row`` to ``row`` + 16 of a matrix (rows, columns) at address ``source``."""
+        for g in range(filled(columns, GROUP) // GROUP):
+            count = min(GROUP, columns - GROUP * g)
+            for r in range(PANEL):
+                if row + r < rows:
+                    _read(source + item * ((row + r) * columns + GROUP * g), kind, count, values)
+                else:
+                    values[:] = 0
+                write_group(values, target + size * g, r)
+
+    @jit(name=f"encode q{bits}")
+    def encode(gate, up, down, kind, item, D, F, slot, begin, end):  # type: ignore[no-untyped-def]
+        values = np.empty(GROUP, dtype=np.float32)
+        pairs = 2 * (filled(F, PANEL) // PANEL)
+        across, within = size * (filled(D, GROUP) // GROUP), size * (filled(F, GROUP) // GROUP)
+        for p in range(begin, end):
+            if p < pairs:
+                source = gate if p % 2 == 0 else up
+                panel(source, kind, item, PANEL * (p // 2), F, D, slot + across * p, values)
+            else:
+                target = slot + across * pairs + within * (p - pairs)
+                panel(down, kind, item, PANEL * (p - pairs), D, F, target, values)
+
+    return encode
+
+
+def encode_whole(kernel: Callable[..., Any], gate: np.ndarray, up: np.ndarray, down: np.ndarray,
+                 slot: np.ndarray) -> None:
+    """Quantise an expert in one piece. Matrices of float32, of float16, or of bfloat16 bits (uint16) are read as they
+    lie; others are made float32 first."""
+    F, D = gate.shape
+    alike = gate.dtype in _SOURCES and gate.dtype == up.dtype == down.dtype
+    parts = [np.ascontiguousarray(part, part.dtype if alike else np.float32) for part in (gate, up, down)]
+    kind, item = _SOURCES[parts[0].dtype]
+    panels = 2 * counts(F, D)[0] + counts(D, F)[0]
+    kernel(*(part.ctypes.data for part in parts), kind, item, D, F, slot.ctypes.data, 0, panels)

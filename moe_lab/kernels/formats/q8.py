@@ -1,0 +1,62 @@
+"""Experts in signed bytes: groups of 32 weights share a float16 scale, 8.5 bits a weight.
+
+Knows what a number means: weight = scale * byte, bytes from -127 to 127. The scale is the largest magnitude of the
+group over 127, rounded up, so that nothing is cut off: no weight is off by more than half a scale. A group that
+holds NaN or infinity, or whose scale would exceed float16, decodes to NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moe_lab.kernels.activation import ROUND, ROUND_BITS
+from moe_lab.kernels.formats.blocks import in_panels
+from moe_lab.kernels.formats.quantised import Code
+from moe_lab.kernels.halves import ceiling_f16, widened_f16
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import GROUP, PANEL
+from moe_lab.kernels.panels import SCALES
+from moe_lab.kernels.pointers import bytes_at, shorts_at
+
+BITS = 8
+_f, _i = np.float32, np.int32
+
+
+@jit(cache=False)
+def write_group(values, block, row):  # type: ignore[no-untyped-def]
+    """See ``Code``."""
+    bits = values.view(_i)
+    top = _i(0)
+    for i in range(GROUP):
+        top = max(top, _i(bits[i] & _i(0x7FFFFFFF)))            # as integers, so that NaN counts as the largest
+    half = ceiling_f16(_f(_i(top).view(_f) / _f(127)))
+    scale = widened_f16(half)
+    shorts_at(block, PANEL)[row] = half
+    inverse = _f(1) / scale if _f(0) < scale < _f(np.inf) else _f(0)
+    numbers = bytes_at(block + SCALES, PANEL * GROUP)
+    for i in range(GROUP):
+        value = _i(_f(values[i] * inverse + ROUND).view(_i) - ROUND_BITS) if inverse > 0 else _i(0)
+        numbers[64 * (i // 4) + 4 * row + i % 4] = value
+
+
+def quantise(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The twin of encoding: numbers (panels, 16, groups, 32) int8 and scales (panels, groups, 16) float16 of (R, C)."""
+    w = in_panels(matrix)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.abs(w).max(-1) / _f(127)
+        scale = exact.astype(np.float16)
+        scale = np.where(scale.astype(_f) < exact, np.nextafter(scale, np.float16(np.inf)), scale)
+        wide = scale.astype(_f)
+        usable = (wide > 0) & np.isfinite(wide)
+        numbers = np.rint(w * (_f(1) / np.where(usable, wide, _f(1)))[..., None])
+    return np.where(usable[..., None], numbers, 0).astype(np.int8), scale.transpose(0, 2, 1)
+
+
+def numbers_of(blocks: np.ndarray) -> np.ndarray:
+    """The numbers in blocks: (panels, 16, groups, 32) int8."""
+    panels, groups = blocks.shape[:2]
+    lanes = blocks[..., SCALES:].view(np.int8).reshape(panels, groups, 8, PANEL, 4)
+    return lanes.transpose(0, 3, 1, 2, 4).reshape(panels, PANEL, groups, GROUP)
+
+
+CODE = Code("q8", BITS, 0.016, write_group, quantise, numbers_of)

@@ -1,0 +1,131 @@
+"""The format of quantised experts, whatever the bits: blocks in a slot, activations in bytes, NumPy twins.
+
+Knows the seam (``Format``), the path of instructions that its kernels take, and no meaning of a number: that is a
+``Code``, of which ``q8`` and ``q4`` have one each.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_lab.kernels.activation import TWINS, activation_number
+from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.formats.blocks import block_steps, matrices, out_of_panels, scales_of, slot_bytes
+from moe_lab.kernels.formats.encode import encode_whole, encoder
+from moe_lab.kernels.groups import quantise_slow
+from moe_lab.kernels.instructions import chosen
+from moe_lab.kernels.job import job_of
+
+
+class Code(NamedTuple):
+    """What a number of a quantised format means."""
+
+    name: str
+    bits: int
+    error: float
+    """Bound of the relative RMS error of an expert's output, on normal weights and activations."""
+    write_group: Callable[..., Any]
+    """Kernel: see ``encode.encoder``."""
+    quantise: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """The twin: numbers (panels, 16, groups, 32) int8 and scales (panels, groups, 16) float16 of a matrix."""
+    numbers_of: Callable[[np.ndarray], np.ndarray]
+    """Numbers (panels, 16, groups, 32) int8 in blocks (panels, groups, bytes)."""
+
+
+class Quantised:
+    """A weight format of blocks. ``path`` forces a path of instructions, which this processor must have.
+
+    >>> from moe_lab.kernels.formats import FORMATS
+    >>> FORMATS["q4"].slot_bytes(2048, 1024), FORMATS["q8"].slot_bytes(2048, 1024)
+    (3538944, 6684672)
+    """
+
+    native: str | None = None
+
+    def __init__(self, code: Code, path: str | None = None) -> None:
+        self.code, self.name, self.error = code, code.name, code.error
+        self._path = path
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The path of ``instructions`` that its kernels take."""
+        return self._path or chosen()
+
+    @functools.cached_property
+    def _encode(self) -> Callable[..., Any]:
+        return _encoder(self.code)
+
+    @functools.cached_property
+    def _token(self) -> Callable[..., Any]:
+        return _kernels(self.code.bits, self.path)[0]
+
+    @functools.cached_property
+    def _rows(self) -> Callable[..., Any]:
+        return _kernels(self.code.bits, self.path)[1]
+
+    def slot_bytes(self, D: int, F: int) -> int:
+        """Bytes of one slot; widths are filled up to groups of 32 and panels of 16."""
+        return slot_bytes(self.code.bits, D, F)
+
+    def encode(self, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
+        """See ``Format``."""
+        encode_whole(self._encode, gate, up, down, slot)
+
+    def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See ``Format``."""
+        gate, up, down = (self._decoded(blocks) for blocks in matrices(self.code.bits, slot, D, F))
+        return out_of_panels(gate, F, D), out_of_panels(up, F, D), out_of_panels(down, D, F)
+
+    def _decoded(self, blocks: np.ndarray) -> np.ndarray:
+        scales = scales_of(blocks).astype(np.float32).transpose(0, 2, 1)
+        with np.errstate(invalid="ignore"):
+            return self.code.numbers_of(blocks) * scales[..., None]
+
+    def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
+                  F: int, activation: str) -> None:
+        """See ``Format``."""
+        job = job_of(x.size, F, slots.size, activation_number(activation))
+        self._token(job.block, x, arena, slots, gates, out)
+
+    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
+        """See ``Format``."""
+        job = job_of(x.shape[1], F, 1, activation_number(activation))
+        self._rows(job.block, x, slot, ONE, out)
+
+    def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
+                       activation: str) -> np.ndarray:
+        """The twin of ``ffn_token`` in NumPy, its activations quantised as the kernel's are; returns out (D,)."""
+        out = np.zeros(x.size)
+        for slot, weight in zip(slots, gates, strict=True):
+            if slot >= 0:
+                gate, up, down = matrices(self.code.bits, arena[slot], x.size, F)
+                v = quantise_slow(x)
+                h = TWINS[activation](self._product_slow(gate, v).astype(np.float64)) * self._product_slow(up, v)
+                out += weight * self._product_slow(down, quantise_slow(h[:F].astype(np.float32)))[: x.size]
+        return out
+
+    def _product_slow(self, blocks: np.ndarray, x: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Rows of a matrix in blocks times a quantised vector: groups, each exact, added in float32 in order."""
+        (numbers, scales), total = x, np.zeros(blocks.shape[0] * 16, np.float32)
+        exact = (self.code.numbers_of(blocks).astype(np.int64) * numbers).sum(-1)
+        with np.errstate(invalid="ignore"):
+            for g, wide in enumerate(scales_of(blocks).astype(np.float32).transpose(1, 0, 2)):
+                factor = (wide * scales[g]).reshape(-1).astype(np.float64)
+                total = (exact[..., g].reshape(-1) * factor + total).astype(np.float32)
+        return total
+
+
+@functools.cache
+def _encoder(code: Code) -> Callable[..., Any]:
+    return encoder(code.bits, code.write_group)
+
+
+@functools.cache
+def _kernels(bits: int, path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The kernels ``token`` and ``rows``; compiled when they are first called."""
+    steps = block_steps(bits, path)
+    return token_kernel(steps), rows_kernel(steps)

@@ -1,0 +1,172 @@
+"""Products of quantised panels: 16 rows of a matrix times a vector of bytes, as fast as the rows can be read.
+
+Knows how a panel lies in memory. It is a run of blocks, one for each group of 32 columns, that is read front to
+back: 16 float16 scales, then the rows' numbers interleaved, so that 64 bytes are four columns of all rows and no
+sum has to cross lanes. A block of ``q8`` has 8 times 64 signed bytes; one of ``q4`` has 4 times 64, whose lower
+four bits are columns 4 j to 4 j + 3 and whose upper ones are 16 further on, all plus 8. Knows no expert.
+
+A product is exact within a group (integers); groups are added in float32, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_lab.kernels import dots
+from moe_lab.kernels.halves import widened_f16
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import GROUP, PANEL
+from moe_lab.kernels.pointers import bytes_at, floats_at, ints_at, shorts_at
+from moe_lab.kernels.vectors import (
+    add,
+    fma,
+    high_nibbles,
+    load_bytes,
+    load_f16,
+    low_nibbles,
+    mul,
+    no_floats,
+    no_ints,
+    spread_f32,
+    spread_i32,
+    store_f32,
+    to_floats,
+)
+
+SCALES = 2 * PANEL
+"""Bytes of a block's scales."""
+BLOCK = {8: SCALES + PANEL * GROUP, 4: SCALES + PANEL * GROUP // 2}
+"""Bytes of a block, by the bits of a number."""
+
+_f, _i = np.float32, np.int32
+
+
+class Products(NamedTuple):
+    """How one path multiplies numbers of ``bits`` bits."""
+
+    panel: Callable[..., Any]
+    """``(weights, groups, bytes, scales, sums, out)``, addresses: 16 float32 ``out`` = panel times vector."""
+    above: int
+    """The unsigned form of a weight that it multiplies, minus the weight (see ``groups.quantise``)."""
+
+
+def products(path: str, bits: int) -> Products:
+    """The products of a path of ``instructions.NEEDS``; what it needs must be there before they are compiled."""
+    if path == "portable":
+        return Products(panel_q8, 0) if bits == 8 else Products(panel_q4, 8)
+    if path == "avx2":
+        return _by_blocks(8, _eight(dots.dot_avx2, False), 0) if bits == 8 else _by_blocks(4, _four_avx2, 8)
+    dot, unsigned = {"avx512": (dots.dot_avx512, True), "avxvnni": (dots.dot_avxvnni, True),
+                     "neon": (dots.dot_neon, False)}[path]
+    return _by_blocks(8, _eight(dot, unsigned), 128 * unsigned) if bits == 8 else _by_blocks(4, _four(dot), 8)
+
+
+def _by_blocks(bits: int, block: Callable[..., Any], above: int) -> Products:
+    size = BLOCK[bits]
+
+    @jit(cache=False)
+    def panel(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
+        total = no_floats()
+        for g in range(groups):
+            exact = to_floats(block(weights + SCALES, x, spread_i32(sums)))
+            total = fma(exact, mul(load_f16(weights), spread_f32(scales)), total)
+            weights, x, scales, sums = weights + size, x + GROUP, scales + 4, sums + 4
+        store_f32(out, total)
+
+    return Products(panel, above)
+
+
+def _eight(dot: Callable[..., Any], unsigned: bool) -> Callable[..., Any]:
+    @jit(cache=False, inline=True)
+    def weight(address):  # type: ignore[no-untyped-def]
+        return dots.flip_signs(load_bytes(address)) if unsigned else load_bytes(address)
+
+    @jit(cache=False, inline=True)
+    def block(w, x, first):  # type: ignore[no-untyped-def]
+        second = no_ints()                          # two sums, so that one dot need not wait for the other
+        for j in range(0, 8, 2):
+            first = dot(first, weight(w + 64 * j), spread_i32(x + 4 * j))
+            second = dot(second, weight(w + 64 * j + 64), spread_i32(x + 4 * j + 4))
+        return add(first, second)
+
+    return block
+
+
+def _four(dot: Callable[..., Any]) -> Callable[..., Any]:
+    @jit(cache=False, inline=True)
+    def block(w, x, first):  # type: ignore[no-untyped-def]
+        second = no_ints()
+        for j in range(4):
+            pairs = load_bytes(w + 64 * j)
+            first = dot(first, low_nibbles(pairs), spread_i32(x + 4 * j))
+            second = dot(second, high_nibbles(pairs), spread_i32(x + 4 * j + 16))
+        return add(first, second)
+
+    return block
+
+
+@jit(cache=False, inline=True)
+def _four_avx2(w, x, first):  # type: ignore[no-untyped-def]
+    shorts = no_ints()
+    for j in range(4):
+        pairs = load_bytes(w + 64 * j)
+        shorts = dots.dot_in_shorts_avx2(shorts, low_nibbles(pairs), spread_i32(x + 4 * j))
+        shorts = dots.dot_in_shorts_avx2(shorts, high_nibbles(pairs), spread_i32(x + 4 * j + 16))
+    return add(first, dots.sum_shorts_avx2(shorts))
+
+
+# --- plain loops ----------------------------------------------------------------------------------------
+#
+# The spelling matters (benchmarks/expert_kernel.py): the loop over the 16 rows is the inner one that LLVM makes
+# vectors of, so its length is not a constant, and every sum says that it stays an int32.
+
+
+@jit(cache=False)
+def _four_signed(four, v, at):  # type: ignore[no-untyped-def]
+    """The four signed bytes of an int32 times v[at] to v[at + 3]; in pairs, for which there is an instruction."""
+    a, b = _i(_i(four << _i(24)) >> _i(24)), _i(_i(four << _i(16)) >> _i(24))
+    c, d = _i(_i(four << _i(8)) >> _i(24)), _i(four >> _i(24))
+    return _i(_i(_i(a * _i(v[at])) + _i(b * _i(v[at + 1]))) + _i(_i(c * _i(v[at + 2])) + _i(d * _i(v[at + 3]))))
+
+
+@jit(cache=False)
+def _four_small(four, v, at):  # type: ignore[no-untyped-def]
+    """The same of the lower four bits of each byte, unsigned."""
+    a, b = _i(four & _i(15)), _i(_i(four >> _i(8)) & _i(15))
+    c, d = _i(_i(four >> _i(16)) & _i(15)), _i(_i(four >> _i(24)) & _i(15))
+    return _i(_i(_i(a * _i(v[at])) + _i(b * _i(v[at + 1]))) + _i(_i(c * _i(v[at + 2])) + _i(d * _i(v[at + 3]))))
+
+
+@jit(reorder=True, cache=False)
+def panel_q8(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
+    """``Products.panel`` for eight bits."""
+    result, factors = floats_at(out, PANEL), floats_at(scales, groups)
+    result[:] = 0
+    for g in range(groups):
+        block, factor = weights + g * 544, factors[g]
+        scale, words, v = shorts_at(block, PANEL), ints_at(block + 32, 128), bytes_at(x + 32 * g, 32)
+        for r in range(scale.size):
+            total = _i(0)
+            for j in range(8):
+                total = _i(total + _four_signed(words[16 * j + r], v, 4 * j))
+            result[r] += _f(total) * (widened_f16(scale[r]) * factor)
+
+
+@jit(reorder=True, cache=False)
+def panel_q4(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
+    """``Products.panel`` for four bits."""
+    result, factors, begin = floats_at(out, PANEL), floats_at(scales, groups), ints_at(sums, groups)
+    result[:] = 0
+    for g in range(groups):
+        block, factor, first = weights + g * 288, factors[g], begin[g]
+        scale, words, v = shorts_at(block, PANEL), ints_at(block + 32, 64), bytes_at(x + 32 * g, 32)
+        for r in range(scale.size):
+            total = first
+            for j in range(4):
+                pairs = words[16 * j + r]
+                total = _i(total + _four_small(pairs, v, 4 * j))
+                total = _i(total + _four_small(_i(pairs >> _i(4)), v, 4 * j + 16))
+            result[r] += _f(total) * (widened_f16(scale[r]) * factor)

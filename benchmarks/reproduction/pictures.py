@@ -75,7 +75,7 @@ def penalty_figure(main: Values) -> go.Figure:
     figure = make_subplots(2, len(WORLDS), subplot_titles=list(WORLDS), shared_xaxes=True, vertical_spacing=0.06)
     shades = ("#9ecae1", "#4292c6", "#08519c", "#04264c")
     for j, world in enumerate(WORLDS, 1):
-        for slots, shade in zip(main["sizes"], shades, strict=True):
+        for slots, shade in zip(main["sizes"], shades[-len(main["sizes"]):], strict=True):
             line = sorted((r for r in main["points"] if (r["world"], r["slots"], r["rule"], r["keep_top"]) == (
                 world, slots, "cache-prior", 1)), key=lambda r: r["strength"])
             base = curves.original(main, world, slots)

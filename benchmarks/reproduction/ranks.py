@@ -27,11 +27,11 @@ FIRST_CHEAP = 3
 
 @ml.routing.policy(place=ml.Parameter(0, 0, 63, unit="ranks", doc="who is left out, 0 the best", integer=True))
 def without(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
-    """The original choice less the expert at one rank."""
+    """The original choice less the expert at one rank; a choice of one stays."""
     scores[:] = -np.inf
     order = best(logits, K)
     for i in range(len(order)):
-        if i != int(params[0]):
+        if i != int(params[0]) or len(order) == 1:
             scores[order[i]] = logits[order[i]]
 
 
@@ -53,6 +53,8 @@ def exchanged(logits, weights, K, resident, state, params, scores):  # type: ign
                 drawn, most = e, lot
     if drawn >= 0:
         scores[drawn] = np.inf
+    elif int(params[0]) < len(order):       # nobody is outside of the choice
+        scores[order[int(params[0])]] = np.inf
 
 
 def settings(bench: Bench, world: str) -> list[Setting]:
@@ -83,7 +85,7 @@ def claims(values: Values) -> list[Claim]:
     for world in WORLDS:
         drop, swap = (_increase(values, world, how) for how in ("drop", "swap"))
         head[world], tail[world] = drop[1], drop[max(drop)]
-        swaps[world] = max(value for rank, value in swap.items() if rank >= FIRST_CHEAP)
+        swaps[world] = max(value for rank, value in swap.items() if rank >= min(FIRST_CHEAP, max(swap)))
     return [
         judged("section 1", "the head of the ranking is critical, the tail is not",
                f"leaving out rank 1 costs at least {STEEPER} times as much as leaving out the last rank",

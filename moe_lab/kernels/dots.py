@@ -98,9 +98,11 @@ def sum_shorts_avx2(b, total):  # type: ignore[no-untyped-def]
 # --- ARM, with the dot product extension: four sdot on 16-byte registers -----------------------------------
 
 
-@operation(I, I, I, I)
-def dot_neon(b, total, w, x):  # type: ignore[no-untyped-def]
+def emit_neon(b, total, w, x):  # type: ignore[no-untyped-def]
     """w signed, x signed."""
     quarters = zip(*(pieces(b, v, 4) for v in (total, w, x)), strict=True)
     return joined(b, [call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", _FOUR_INTS, t, b.bitcast(u, _SIXTEEN_BYTES),
                            b.bitcast(v, _SIXTEEN_BYTES)) for t, u, v in quarters])
+
+
+dot_neon = operation(I, I, I, I)(emit_neon)

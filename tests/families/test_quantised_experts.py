@@ -20,9 +20,9 @@ class TwinHandler(KernelHandler):
     """Runs every token through the format's twin in NumPy."""
 
     def compute(self, layer, x, ids, weights):
-        spec, rows = self.model.spec, x.float().numpy()
-        out = [self.format.ffn_token_slow(row, self.arena[layer], slots, gates, spec.expert_hidden, self.model.activation)
-               for row, slots, gates in zip(rows, ids.numpy().astype(np.int32), weights.float().numpy(), strict=True)]
+        F, act = self.model.spec.expert_hidden, self.model.activation
+        tokens = zip(x.float().numpy(), ids.numpy().astype(np.int32), weights.float().numpy(), strict=True)
+        out = [self.format.ffn_token_slow(row, self.arena[layer], slots, gates, F, act) for row, slots, gates in tokens]
         return torch.from_numpy(np.stack(out)).to(x.dtype)
 
 
@@ -57,7 +57,7 @@ def test_logits_equal_the_numpy_twins(checkpoint, family, name):
 
 @pytest.mark.parametrize("name", ["q8", "q4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_the_eager_models_over_the_dequantised_weights_but_for_activations_in_bytes(checkpoint, family, name):
+def test_logits_are_the_eager_models_over_dequantised_weights_but_for_activations_in_bytes(checkpoint, family, name):
     folder = checkpoint(family)
     mine, theirs = logits(folder, KernelHandler, name), dequantised(folder, name)
     differing = torch.linalg.vector_norm(mine - theirs, dim=-1) / torch.linalg.vector_norm(theirs, dim=-1)

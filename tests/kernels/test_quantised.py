@@ -100,8 +100,9 @@ def test_panels_may_be_encoded_in_any_pieces(rng, name):
 
 def activations(x, above=8):
     """``quantise`` of x (N,), N a multiple of 32."""
-    bytes, scales, sums = np.empty(x.size, np.int8), np.empty(x.size // 32, np.float32), np.empty(x.size // 32, np.int32)
-    quantise(x.ctypes.data, x.size // 32, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
+    groups = x.size // 32
+    bytes, scales, sums = np.empty(x.size, np.int8), np.empty(groups, np.float32), np.empty(groups, np.int32)
+    quantise(x.ctypes.data, groups, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
     return bytes.reshape(-1, 32), scales, sums
 
 

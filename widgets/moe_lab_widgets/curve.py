@@ -1,4 +1,4 @@
-"""The hit rate that every cache size would have had, kept up token by token.
+"""The hit rate that every cache size would have had, kept up as tokens come.
 
 Knows routes (ids in the order of their touch). Knows no engine, no cache and no policy: the curve is exact
 for LRU with the routing as it was.
@@ -12,6 +12,8 @@ All K experts of a token are judged against the stack before that token, as the 
 from __future__ import annotations
 
 import numpy as np
+
+from moe_lab.kernels.jit import jit
 
 WINDOW = 512
 """Tokens that the curve speaks of."""
@@ -30,12 +32,11 @@ class ReuseCurve:
     def __init__(self, L: int, E: int, K: int, window: int = WINDOW) -> None:
         self.L, self.E, self.K = L, E, K
         self.window = window
-        self._rows = np.arange(L)[:, None]
-        self._stamp = np.full((L, E), -1, dtype=np.int64)
-        self._clock = 0
+        self._order = np.full((L, E), -1, dtype=np.int16)
         self._ring = np.zeros((window, L, K), dtype=np.int16)
         self._tokens = 0
         self._counts = np.zeros(E + 2, dtype=np.int64)
+        self.forget()
 
     @property
     def tokens(self) -> int:
@@ -43,26 +44,11 @@ class ReuseCurve:
         return min(self._tokens, len(self._ring))
 
     def add(self, ids: np.ndarray) -> None:
-        """One token: ``ids`` (L, K) integer, -1 where fewer were used, each row in the order of touch."""
-        unused = ids < 0
-        safe = np.where(unused, 0, ids)
-        stamps = np.take_along_axis(self._stamp, safe, axis=1)
-        distance = 1 + (self._stamp[:, None, :] > stamps[:, :, None]).sum(axis=2, dtype=np.int16)
-        distance[stamps < 0] = self.E + 1
-        distance[unused] = 0
-        row = self._tokens % len(self._ring)
-        if self._tokens >= len(self._ring):
-            np.subtract.at(self._counts, self._ring[row].ravel(), 1)
-        np.add.at(self._counts, distance.ravel(), 1)
-        self._ring[row] = distance
-        self._tokens += 1
-        order = self._clock + np.arange(self.K)
-        if unused.any():
-            for layer, row_ids in enumerate(ids):
-                self._stamp[layer, row_ids[row_ids >= 0]] = order[: np.count_nonzero(row_ids >= 0)]
-        else:
-            self._stamp[self._rows, ids] = order
-        self._clock += self.K
+        """Tokens in order: ``ids`` (T, L, K) int32, or one (L, K); -1 where fewer were used, each row in the order of
+        touch."""
+        ids = np.ascontiguousarray(ids.reshape(-1, self.L, self.K), dtype=np.int32)
+        _add(ids, self._order, self._ring, self._counts, self._tokens % self.window)
+        self._tokens += len(ids)
 
     def hit_rate(self) -> np.ndarray:
         """(E + 1,) float64: the hit rate with 0, 1, ... E slots a layer."""
@@ -73,5 +59,39 @@ class ReuseCurve:
 
     def forget(self) -> None:
         """Start the count anew; the stack stays."""
+        self._ring[:] = 0
         self._counts[:] = 0
+        self._counts[0] = self._ring.size
         self._tokens = 0
+
+
+@jit
+def _add(ids: np.ndarray, order: np.ndarray, ring: np.ndarray, counts: np.ndarray, row: int) -> None:
+    """Count tokens ``ids`` (T, L, K) int32 and let the oldest of the window go.
+
+    ``order`` (L, E) int16: experts, the most recent first, -1 behind the last that was ever used. ``ring`` (window, L,
+    K) int16: distances, 0 for an unused place, E + 1 for a first use; ``row`` is the oldest. ``counts`` (E + 2,) int64:
+    places of the ring by distance. The slow twin is ``moe_lab.kernels.reuse.lru_hit_rates_slow``.
+    """
+    L, E = order.shape
+    for t in range(ids.shape[0]):
+        for layer in range(L):
+            recent = order[layer]
+            for k in range(ids.shape[2]):           # all are looked up before any is touched
+                expert, distance = ids[t, layer, k], 0
+                if expert >= 0:
+                    while distance < E and recent[distance] >= 0 and recent[distance] != expert:
+                        distance += 1
+                    distance = distance + 1 if distance < E and recent[distance] >= 0 else E + 1
+                counts[ring[row, layer, k]] -= 1
+                counts[distance] += 1
+                ring[row, layer, k] = distance
+            for k in range(ids.shape[2]):
+                expert, place = ids[t, layer, k], 0
+                if expert >= 0:
+                    while recent[place] >= 0 and recent[place] != expert:
+                        place += 1
+                    for i in range(place, 0, -1):
+                        recent[i] = recent[i - 1]
+                    recent[0] = expert
+        row = (row + 1) % ring.shape[0]

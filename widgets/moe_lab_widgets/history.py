@@ -1,16 +1,22 @@
 """What has happened so far, in a form that views can be told from the beginning or from where they are.
 
 Knows steps and clocks. Knows no engine, no widget and no message. One thread writes (the one that
-generates); any thread reads, under a lock that is held for a copy only.
+generates), any thread reads. Writing is putting the step aside, a fraction of a microsecond; whoever reads next
+works through what has been put aside, so the work is done as often as pictures are sent and not on the writer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 TOKENS_KEPT = 4000
 """Tokens of text that a new view is given."""
@@ -20,6 +26,8 @@ POINT_S = 0.1
 """A point of the time lines covers this long, or one token where a token takes longer."""
 RECENT_S = 2.0
 """The large numbers are means over this long."""
+ASIDE = 512
+"""Steps put aside at most, where nobody reads."""
 MARKS_KEPT = 60
 SAME_MARK_TOKENS = 24
 """A knob that moves again within so many tokens moves its mark: a drag is one mark."""
@@ -35,32 +43,28 @@ class Numbers:
     swapped_share: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sum:
     """Counts of a stretch of tokens."""
 
-    tokens: int = 0
-    elapsed_s: float = 0.0
-    hits: int = 0
-    misses: int = 0
-    swapped: int = 0
-    read_bytes: int = 0
-    read_s: float = 0.0
-    route_s: float = 0.0
-    experts_s: float = 0.0
-    rest_s: float = 0.0
+    tokens: int
+    elapsed_s: float
+    hits: int
+    misses: int
+    swapped: int
+    read_bytes: int
+    seconds: tuple[float, float, float, float]
+    """Reading, routing, experts, the rest."""
 
-    def add(self, step: Any, elapsed_s: float) -> None:
-        self.tokens += 1
-        self.elapsed_s += elapsed_s
-        self.hits += step.hits
-        self.misses += step.misses
-        self.swapped += step.swapped
-        self.read_bytes += step.read_bytes
-        self.read_s += step.times.read_s
-        self.route_s += step.times.route_s
-        self.experts_s += step.times.experts_s
-        self.rest_s += step.times.rest_s
+    @classmethod
+    def of(cls, steps: list[Any], elapsed_s: float) -> _Sum:
+        """The counts of ``steps``."""
+        times = [step.times for step in steps]
+        return cls(
+            len(steps), elapsed_s, sum([s.hits for s in steps]), sum([s.misses for s in steps]),
+            sum([s.swapped for s in steps]), sum([s.read_bytes for s in steps]),
+            (sum([t.read_s for t in times]), sum([t.route_s for t in times]), sum([t.experts_s for t in times]),
+             sum([t.rest_s for t in times])))
 
 
 class History:
@@ -71,19 +75,17 @@ class History:
 
     def __init__(self, clock: Any = time.perf_counter) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._aside: deque[tuple[float, Any]] = deque()
         self._text: deque[list[Any]] = deque(maxlen=TOKENS_KEPT)
         self._points: deque[list[float]] = deque(maxlen=POINTS_KEPT)
         self._recent: deque[tuple[float, _Sum]] = deque()
         self._marks: deque[dict[str, Any]] = deque(maxlen=MARKS_KEPT)
-        self._sum = _Sum()
+        self._open: list[Any] = []          # steps of the point that is not closed yet
+        self._open_s = 0.0
         self._since = self._clock()
-        self.tokens = 0
-        """Tokens of all runs since the board was made: the time lines' axis."""
-        self.texts = 0
-        """Pieces of text of this run so far."""
-        self.points = 0
-        """Points so far."""
+        self._tokens = self._texts = self._pointed = 0
+        self._busy_s = 0.0
         self.run = 0
         """Which run this is; views drop the text of an older one."""
         self.marked = 0
@@ -93,56 +95,74 @@ class History:
 
     def begin(self) -> None:
         """A new run: the text starts anew."""
-        with self._lock:
+        with self._digested():
             self._text.clear()
             self._recent.clear()
-            self._sum = _Sum()
-            self.texts = 0
+            self._open, self._open_s = [], 0.0
+            self._texts = 0
             self.run += 1
         self.resume()
 
     def resume(self) -> None:
         """The clock starts again: what lies behind (a pause) is nobody's time."""
-        self._since = self._clock()
+        self._aside.append((self._clock(), None))
 
     def took(self, step: Any) -> None:
         """Note one step. The first of a run holds the prompt and stays out of the rates."""
-        now = self._clock()
-        elapsed, self._since = now - self._since, now
-        uses = max(1, step.hits + step.misses)
+        self._aside.append((self._clock(), step))
+        if len(self._aside) > ASIDE:
+            self._digest()
+
+    def _digest(self) -> None:
+        """Work through what was put aside."""
         with self._lock:
-            self._text.append([step.text, round(step.misses / uses, 3), round(step.swapped / uses, 3)])
-            self.texts += 1
-            self.tokens += 1
-            if step.index:
-                self._sum.add(step, elapsed)
-                if self._sum.elapsed_s >= POINT_S:
-                    self._close_point(now)
+            while self._aside:
+                now, step = self._aside.popleft()
+                elapsed, self._since = now - self._since, now
+                if step is None:
+                    continue
+                uses = step.hits + step.misses or 1
+                self._text.append([step.text, round(step.misses / uses, 3), round(step.swapped / uses, 3)])
+                self._texts += 1
+                self._tokens += 1
+                self._busy_s += elapsed
+                if step.index:
+                    self._open.append(step)
+                    self._open_s += elapsed
+                    if self._open_s >= POINT_S:
+                        self._close_point(now)
+
+    @contextlib.contextmanager
+    def _digested(self) -> Iterator[None]:
+        """Under the lock, with nothing left aside."""
+        with self._lock:
+            self._digest()
+            yield
 
     def flush(self) -> None:
         """End the point that is open, so that a pause shows the very last token."""
-        with self._lock:
-            if self._sum.tokens:
+        with self._digested():
+            if self._open:
                 self._close_point(self._clock())
 
     def _close_point(self, now: float) -> None:
-        done, self._sum = self._sum, _Sum()
+        done = _Sum.of(self._open, self._open_s)
+        self._open, self._open_s = [], 0.0
         self._recent.append((now, done))
         while len(self._recent) > 1 and sum(s.elapsed_s for _, s in self._recent) > RECENT_S:
             self._recent.popleft()
         uses, n = max(1, done.hits + done.misses), done.tokens
         self._points.append([
-            self.tokens, round(now, 2), round(done.hits / uses, 4), round(n / max(done.elapsed_s, 1e-9), 2),
-            round(done.read_bytes / n), *(round(1e3 * s / n, 3) for s in
-                                          (done.read_s, done.route_s, done.experts_s, done.rest_s)),
+            self._tokens, round(now, 2), round(done.hits / uses, 4), round(n / max(done.elapsed_s, 1e-9), 2),
+            round(done.read_bytes / n), *(round(1e3 * s / n, 3) for s in done.seconds),
         ])
-        self.points += 1
+        self._pointed += 1
 
     def moves(self, knob: str) -> bool:
         """Whether a mark of ``knob`` would take the place of the last one: it is still the same drag."""
-        with self._lock:
+        with self._digested():
             last = self._marks[-1] if self._marks else None
-            return last is not None and last["knob"] == knob and self.tokens - last["token"] <= SAME_MARK_TOKENS
+            return last is not None and last["knob"] == knob and self._tokens - last["token"] <= SAME_MARK_TOKENS
 
     def mark(self, knob: str, words: str) -> None:
         """Note that the user changed ``knob``; shown as ``words`` at the present token."""
@@ -150,25 +170,47 @@ class History:
         with self._lock:
             if moves:
                 self._marks.pop()
-            self._marks.append({"token": self.tokens, "knob": knob, "words": words})
+            self._marks.append({"token": self._tokens, "knob": knob, "words": words})
             self.marked += 1
 
     # --- the readers' side --------------------------------------------------------------------------
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all runs since the board was made: the time lines' axis."""
+        with self._digested():
+            return self._tokens
+
+    @property
+    def texts(self) -> int:
+        """Pieces of text of this run so far."""
+        with self._digested():
+            return self._texts
+
+    @property
+    def points(self) -> int:
+        """Points so far."""
+        with self._digested():
+            return self._pointed
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on the tokens of all runs."""
+        with self._digested():
+            return self._busy_s
+
     def text_since(self, index: int) -> tuple[int, list[list[Any]]]:
         """(index of the first, pieces): [text, share loaded, share swapped] from ``index`` on, as far as kept."""
-        with self._lock:
-            first = max(index, self.texts - len(self._text))
-            count = self.texts - first
-            return first, list(self._text)[-count:] if count else []
+        with self._digested():
+            first = max(index, self._texts - len(self._text))
+            return first, _last(self._text, self._texts - first)
 
     def points_since(self, index: int) -> tuple[int, list[list[float]]]:
         """(index of the first, points): token, clock s, hit rate, tokens/s, bytes a token, then ms a token
         of reading, routing, experts and the rest."""
-        with self._lock:
-            first = max(index, self.points - len(self._points))
-            count = self.points - first
-            return first, list(self._points)[-count:] if count else []
+        with self._digested():
+            first = max(index, self._pointed - len(self._points))
+            return first, _last(self._points, self._pointed - first)
 
     def marks(self) -> list[dict[str, Any]]:
         """Where the user changed something: token, knob, words."""
@@ -177,15 +219,15 @@ class History:
 
     def words(self) -> str:
         """The text of this run, as far as kept."""
-        with self._lock:
+        with self._digested():
             return "".join(piece[0] for piece in self._text)
 
     def numbers(self) -> Numbers:
         """Means over the last two seconds."""
-        with self._lock:
+        with self._digested():
             parts = [s for _, s in self._recent]
-            if not parts and self._sum.tokens:
-                parts = [self._sum]
+            if not parts and self._open:
+                parts = [_Sum.of(self._open, self._open_s)]
             tokens = sum(s.tokens for s in parts)
             if not tokens:
                 return Numbers()
@@ -196,3 +238,8 @@ class History:
                 sum(s.read_bytes for s in parts) / tokens,
                 sum(s.swapped for s in parts) / uses,
             )
+
+
+def _last(kept: deque[T], count: int) -> list[T]:
+    """The newest ``count`` of ``kept``, the oldest of them first."""
+    return list(itertools.islice(reversed(kept), count))[::-1]

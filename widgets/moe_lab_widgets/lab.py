@@ -52,6 +52,7 @@ class Lab(LabState):
         self._agreed: dict[str, Any] = self._session.settings()
         self._reflecting = 0
         self._page = Page(self._session, lambda content, buffers: self.send(content, buffers))
+        self._shell = get_ipython()
         self._display_id = uuid.uuid4().hex
         self._displayed = False
         self._options: dict[str, Any] = {}
@@ -243,9 +244,8 @@ class Lab(LabState):
 
     def _listen_to_cells(self, on: bool) -> None:
         """Look at the engine after each cell: code may have changed or used it without a word to anyone."""
-        shell = get_ipython()
-        if shell is not None:
-            (shell.events.register if on else shell.events.unregister)("post_run_cell", self._after_cell)
+        if self._shell is not None:
+            (self._shell.events.register if on else self._shell.events.unregister)("post_run_cell", self._after_cell)
 
     def _after_cell(self, *_: Any) -> None:
         self._session.after_cell()

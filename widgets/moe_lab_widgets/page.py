@@ -27,6 +27,7 @@ class Page:
         self.lock = threading.RLock()
         self._session, self._send = session, send
         self._before: np.ndarray | None = None
+        self._sent = -1
         self._forget()
 
     def _forget(self) -> None:
@@ -35,6 +36,9 @@ class Page:
     def picture(self, snapshot: Any, still: bool) -> None:
         """Send a picture with the news since the last one; ``still``: it is the last for a while."""
         with self.lock:
+            if not still and snapshot.token <= self._sent:
+                return              # a newer one went another way meanwhile: a pause's
+            self._sent = snapshot.token
             sequence = self.outbox.next()
             content = {"k": "frame", **self._news(sequence % _CURVE_EVERY == 1 or still)}
             self._send(content, [frames.pack(sequence, snapshot, self._before, still)])

@@ -73,9 +73,7 @@ class Session:
         self.views: list[View] = []
         self.publisher: Publisher | None = None
         self.cost_s = 0.0
-        """Processor seconds that dashboards have taken, on the generating thread and beside it."""
-        self.busy_s = 0.0
-        """Seconds that thread has run."""
+        """Seconds that dashboards have taken from the generating thread, and processor seconds beside it."""
         self._seen = engine.telemetry.token
         self._seen_lock = threading.Lock()
         self._shown: Any = None
@@ -214,26 +212,26 @@ class Session:
 
     def took(self, step: Any) -> None:
         """A token was generated."""
-        began = time.thread_time()
+        began = time.perf_counter()
         self.history.took(step)
         if step.finish:
             self.finish = step.finish
         if not step.index and self.driver.foreground:
             self.tell()                       # a loop of the user's own has brought its own sampling
         if any(view.due() for view in self.views):
-            snapshot = self.engine.telemetry.snapshot()
             if self.publisher is not None:
-                self.publisher.offer(snapshot)
+                self.publisher.ask()
             else:
-                self._publish(snapshot)       # front ends without updates from threads see this one
-        self.cost_s += time.thread_time() - began
-        self.busy_s += step.times.read_s + step.times.route_s + step.times.experts_s + step.times.rest_s
+                self._publish()               # front ends without updates from threads see this one
+        self.cost_s += time.perf_counter() - began
 
-    def _publish(self, snapshot: Any) -> None:
-        """Send ``snapshot`` to every view that can take it."""
-        self.note_routes(snapshot.token)
-        for view in list(self.views):
-            if view.due():
+    def _publish(self) -> None:
+        """Send the present state to every view that can take it."""
+        views = [view for view in self.views if view.due()]
+        if views:
+            snapshot = self.engine.telemetry.snapshot()
+            self.note_routes(snapshot.token)
+            for view in views:
                 with contextlib.suppress(Exception):     # a page that is gone is no reason to stop generating
                     view.show(snapshot, False)
 
@@ -241,8 +239,9 @@ class Session:
         """Bring the curve up to date with what has been routed before ``token``."""
         ring = self.engine.telemetry.ring
         with self._seen_lock:
-            for position in range(max(self._seen, token - self.curve.window, token - ring.capacity), token):
-                self.curve.add(ring.ids[position % ring.capacity])
+            first = max(self._seen, token - self.curve.window, token - ring.capacity)
+            if token > first:
+                self.curve.add(ring.ids[np.arange(first, token) % ring.capacity])
             self._seen = max(self._seen, token)
 
     def explained(self) -> None:
@@ -321,7 +320,7 @@ class Session:
     def cost(self) -> float:
         """Share of the generating time that the dashboards take, 0 to 1."""
         cost = self.cost_s + (self.publisher.cpu_s if self.publisher is not None else 0.0)
-        return cost / max(1e-9, self.busy_s + cost)
+        return cost / max(1e-9, self.history.busy_s)
 
     def cell(self, layer: int, expert: int) -> dict[str, Any]:
         """What there is to say on one expert: plain numbers. Ranks count from 1, 0 is none."""

@@ -41,11 +41,9 @@ def _read(source, kind, count, values):  # type: ignore[no-untyped-def]
                 values[i] = widened_f16(bits[i])
 
 
-def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel that quantises panels ``begin`` to ``end`` of an expert, counted as they lie in the slot.
-
-    ``write_group(values (32,), block, row)`` writes scale and numbers of one row into the block at that address.
-    """
+def _panel_writer(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that quantises one panel. ``write_group(values (32,), block, row)`` writes scale and numbers of one
+    row into the block at that address."""
     size = BLOCK[bits]
 
     @jit(cache=False)
@@ -59,6 +57,26 @@ def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
                 else:
                     values[:] = 0
                 write_group(values, target + size * g, r)
+
+    return panel
+
+
+def matrix_encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that quantises panels ``begin`` to ``end`` of one matrix (rows, columns), by addresses."""
+    panel, size = _panel_writer(bits, write_group), BLOCK[bits]
+
+    @jit(name=f"encode matrix q{bits}")
+    def encode(source, kind, item, rows, columns, target, begin, end):  # type: ignore[no-untyped-def]
+        values, step = np.empty(GROUP, dtype=np.float32), size * (filled(columns, GROUP) // GROUP)
+        for p in range(begin, end):
+            panel(source, kind, item, PANEL * p, rows, columns, target + step * p, values)
+
+    return encode
+
+
+def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that quantises panels ``begin`` to ``end`` of an expert, counted as they lie in the slot."""
+    panel, size = _panel_writer(bits, write_group), BLOCK[bits]
 
     @jit(name=f"encode q{bits}")
     def encode(gate, up, down, kind, item, D, F, slot, begin, end):  # type: ignore[no-untyped-def]
@@ -74,6 +92,16 @@ def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
                 panel(down, kind, item, PANEL * (p - pairs), D, F, target, values)
 
     return encode
+
+
+def encode_matrix(kernel: Callable[..., Any], matrix: np.ndarray, bits: int) -> np.ndarray:
+    """A matrix (R, C) of float32, float16, or bfloat16 bits (uint16) as blocks (panels, groups, bytes) uint8."""
+    kind, item = _SOURCES[matrix.dtype]
+    matrix = np.ascontiguousarray(matrix)
+    panels, groups = counts(*matrix.shape)
+    blocks = np.empty((panels, groups, BLOCK[bits]), dtype=np.uint8)
+    kernel(matrix.ctypes.data, kind, item, *matrix.shape, blocks.ctypes.data, 0, panels)
+    return blocks
 
 
 def encode_whole(kernel: Callable[..., Any], gate: np.ndarray, up: np.ndarray, down: np.ndarray,

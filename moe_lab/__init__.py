@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from moe_lab import errors, eviction, pocket, routing
     from moe_lab.engine import Engine, Sampling, load
     from moe_lab.errors import MoELabError
-    from moe_lab.evaluation import replay
+    from moe_lab.evaluation.disk_model import DiskModel
     from moe_lab.evaluation.record import record
+    from moe_lab.evaluation.replay import replay
     from moe_lab.evaluation.sweep import sweep
     from moe_lab.evaluation.tune import tune
     from moe_lab.eviction import EVICTION
@@ -40,6 +41,7 @@ __all__ = [
     "EVICTION",
     "ROUTING",
     "Disk",
+    "DiskModel",
     "Engine",
     "MoELabError",
     "Parameter",
@@ -62,6 +64,7 @@ _HOMES = {
     "EVICTION": "moe_lab.eviction",
     "ROUTING": "moe_lab.routing",
     "Disk": "moe_lab.store",
+    "DiskModel": "moe_lab.evaluation.disk_model",
     "Engine": "moe_lab.engine",
     "MoELabError": "moe_lab.errors",
     "Parameter": "moe_lab.policy",
@@ -70,7 +73,7 @@ _HOMES = {
     "info": "moe_lab.models",
     "load": "moe_lab.engine",
     "record": "moe_lab.evaluation.record",
-    "replay": "moe_lab.evaluation",
+    "replay": "moe_lab.evaluation.replay",
     "sweep": "moe_lab.evaluation.sweep",
     "tune": "moe_lab.evaluation.tune",
 }

@@ -10,7 +10,8 @@ Every error a user can cause is one of these; each text stands alone, without a 
     ├── SettingError           any other argument that cannot be used
     ├── BusyError              another thread generates
     ├── ReadError              the disk failed while experts were read
-    └── TraceError             a trace that is malformed, truncated or of another model
+    ├── TraceError             a trace that is malformed, truncated or of another model
+    └── ClusterError           the Dask cluster went away, or its workers cannot do the work
 """
 
 from __future__ import annotations
@@ -54,3 +55,11 @@ class ReadError(MoELabError, OSError):
 
 class TraceError(MoELabError, ValueError):
     """A trace that cannot be read, or does not fit what it is used with."""
+
+
+class ClusterError(MoELabError, RuntimeError):
+    """A Dask cluster that went away, or whose workers cannot do the work. ``finished`` holds what was done, if any."""
+
+    def __init__(self, message: str, finished: object = None) -> None:
+        super().__init__(message)
+        self.finished = finished

@@ -13,8 +13,8 @@ import moe_lab as ml
 HEAVY = ("torch", "transformers", "numba", "llvmlite", "IPython", "ipywidgets", "anywidget", "traitlets", "pandas",
          "plotly", "numpy", "tokenizers", "huggingface_hub")
 
-PUBLIC = {"load", "info", "Engine", "Disk", "Trace", "record", "replay", "sweep", "tune", "Parameter", "Sampling",
-          "routing", "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__"}
+PUBLIC = {"load", "info", "Engine", "Disk", "DiskModel", "Trace", "record", "replay", "sweep", "tune", "Parameter",
+          "Sampling", "routing", "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__"}
 
 
 def fresh(code: str) -> str:

@@ -1,10 +1,5 @@
-"""What policies do, measured: recorded traces replayed, bounds beside them.
+"""What policies do, measured: recorded traces replayed, models swept and tuned, bounds beside them.
 
-Knows engines, traces and policies. Draws nothing unless asked for a figure.
+Knows engines, traces and policies. Draws nothing unless asked for a figure. Each module has one public function of its
+own name; ``ml.replay``, ``ml.record``, ``ml.sweep`` and ``ml.tune`` are where users find them.
 """
-
-from __future__ import annotations
-
-from moe_lab.evaluation.replay import Replay, ReplayRow, replay
-
-__all__ = ["Replay", "ReplayRow", "replay"]

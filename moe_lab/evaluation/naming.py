@@ -22,8 +22,9 @@ def label(policy: Policy) -> str:
     >>> label(CachePrior()), label(CachePrior(penalty=0.3))
     ('cache-prior', 'cache-prior(penalty=0.3)')
     """
-    values, defaults = policy.values(), {key: one.default for key, one in policy.parameters().items()}
-    shown = [f"{key}={policy.parameters()[key].shown(value)}" for key, value in values.items() if value != defaults[key]]
+    values = policy.values()
+    shown = [f"{key}={one.shown(values[key])}" for key, one in policy.parameters().items()
+             if values[key] != one.default]
     shown += [f"{key}={table.shown(getattr(policy, key))}" for key, table in policy.tables().items()
               if getattr(policy, key) != table.default]
     return f"{policy.name}({', '.join(shown)})" if shown else policy.name

@@ -1,161 +1,117 @@
 """Recorded traces run through eviction policies: no model needed.
 
-Knows traces, eviction policies and slots. Routing stays as it was recorded, so a replay says what eviction alone
-does; Belady's bound beside every row says what it could do at best.
+Knows traces, policies and slots. Without ``routing=`` the routes stay as they were recorded, so a replay says what
+eviction alone does; Belady's bound beside every row says what it could do at best.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from moe_lab.errors import BudgetError, PolicyError, SettingError, TraceError
-from moe_lab.eviction import EVICTION, EvictionName, EvictionPolicy
-from moe_lab.kernels.belady import belady
-from moe_lab.kernels.replay import lacks, replay_layer
-from moe_lab.kernels.residency import LayerState
-from moe_lab.policy import resolve
-from moe_lab.routing import Original
+from moe_lab.errors import ClusterError, MoELabError, SettingError
+from moe_lab.evaluation.counting import Counts, Task, count
+from moe_lab.evaluation.disk_model import DiskModel
+from moe_lab.evaluation.replay_grid import Plan, plan
+from moe_lab.evaluation.replay_rows import Failed, Found, reason_of, rows_of
+from moe_lab.evaluation.replayed import Replay, ReplayRow
+from moe_lab.eviction import EvictionName, EvictionPolicy
+from moe_lab.routing import RoutingPolicy
 from moe_lab.trace import Trace
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from distributed import Client
+
+__all__ = ["Replay", "ReplayRow", "replay"]
 
 Eviction = EvictionName | str | EvictionPolicy | type[EvictionPolicy]
-_CACHE = re.compile(r"\s*(\d*\.?\d+)\s*(%|slots?)\s*", re.IGNORECASE)
+Routing = str | RoutingPolicy | type[RoutingPolicy]
 
 
-@dataclass(frozen=True)
-class ReplayRow:
-    """One eviction policy at one cache size. Rates are 0 to 1, over all expert uses of all layers."""
-
-    eviction: str
-    """Name of the policy, with its parameters where they are not the defaults."""
-    cache: int
-    """Slots a layer."""
-    hit_rate: float
-    miss_rate: float
-    bound_hit_rate: float
-    """Hit rate of Belady's bound: the best any eviction could do on this trace."""
-
-
-@dataclass(frozen=True, repr=False)
-class Replay:
-    """What :func:`replay` found: a table that prints itself."""
-
-    rows: tuple[ReplayRow, ...]
-    trace: str
-    """The trace in words."""
-
-    def to_frame(self) -> pd.DataFrame:
-        """The rows as pandas: eviction, cache, hit_rate, miss_rate, bound_hit_rate."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(row) for row in self.rows], columns=list(ReplayRow.__dataclass_fields__))
-
-    def __iter__(self) -> Iterator[ReplayRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        wide = max(len("eviction"), *(len(row.eviction) for row in self.rows))
-        lines = [f"{row.eviction:{wide}} {row.cache:6d} {row.hit_rate:9.1%} {row.miss_rate:10.1%} "
-                 f"{row.bound_hit_rate:15.1%}" for row in self.rows]
-        head = f"{'eviction':{wide}} {'cache':>6} {'hit_rate':>9} {'miss_rate':>10} {'bound_hit_rate':>15}"
-        return "\n".join([f"replay of {self.trace}", head, *lines])
-
-
-def replay(trace: Trace, *, eviction: Eviction | Sequence[Eviction] = "lru",
-           cache: int | str | Sequence[int | str] = "50%", seed: int = 0) -> Replay:
-    """Run a trace through eviction policies at several cache sizes, layer by layer from an empty start.
+def replay(trace: Trace | Mapping[str, Trace] | Sequence[Trace], *,
+           eviction: Eviction | Sequence[Eviction] = "lru", cache: int | str | Iterable[int | str] = "50%",
+           routing: Routing | Sequence[Routing] | None = None, pooled: bool = False, disk: DiskModel | None = None,
+           train: float | Trace | None = None, window: int | None = None, seed: int = 0,
+           client: Client | None = None) -> Replay:
+    """Run traces through eviction policies at several cache sizes, layer by layer from an empty start.
 
     Args:
-        trace: the whole of it is used; take ``trace.decode`` for the generated tokens alone.
+        trace: one, a list of them or ``{"name": trace}``; all of each is used: take ``trace.decode`` for the generated
+            tokens alone, ``trace[100:]`` for some.
         eviction: a name, a policy or its class, or a list of them.
-        cache: slots a layer: ``16``, ``"16 slots"``, ``"50%"`` of the experts, or a list of them.
-        seed: for policies that draw.
+        cache: slots a layer: ``16``, ``"16 slots"``, ``"50%"`` of the experts, ``"all"`` sizes from K on, or a list.
+        routing: policies that route the recorded logits again, ``"original"`` for the routes as they are. Approximate,
+            and marked so: other experts would have changed what later layers see.
+        pooled: one budget for all layers: ``cache`` counts the slots of the whole pool, its uses come token by token,
+            layer by layer, and the experts of the present layer are protected. ``"all"``: L slots, 2 L, and so on. A
+            pool may be smaller than what one token uses. Policies that count uses (ticks) count those of all layers.
+        disk: predicts tokens/s: ``ml.DiskModel("200 MB/s", expert_bytes="6 MiB", compute_s="20 ms")``, or
+            ``ml.DiskModel.of(engine)``.
+        train: for policies that learn: a share of each trace, 0.5 for its first half, which all rows then leave out;
+            or another trace. Without it they are taken as they are.
+        window: tokens of the windows over which the bootstrap draws; the square root of the tokens, 16 at least,
+            unless told. Residents stay from window to window.
+        seed: for policies that draw, and for the bootstrap.
+        client: a ``distributed.Client``: the work goes to its cluster. Same figures.
 
     Returns:
-        A :class:`Replay`: one row per policy and size, Belady's bound on each.
+        A :class:`Replay`: one row per trace, routing, policy and size, with Belady's bound, regret and intervals. A row
+        that cannot be (under the floor, or a policy that needs weights or logits which the trace lacks) says why in
+        ``skipped``, and the rest goes on.
 
     Raises:
-        BudgetError: fewer slots than a token needs at once.
-        PolicyError: an unknown policy, or one that needs what the trace does not hold.
+        BudgetError, PolicyError: no row is left; an unknown policy, one that does not compile, or two different
+            policies under one name.
         TraceError: a trace without tokens.
+        ClusterError: the cluster went away; ``error.finished`` is a Replay of the rows that were done.
 
     Example:
+        >>> import numpy as np
         >>> trace = Trace(ids=np.array([[[0, 1]], [[1, 2]], [[0, 2]]]), experts=4)
         >>> replay(trace, eviction=["lru", "fifo"], cache=[2, "75%"])
         replay of Trace: 3 tokens (0 prefill, 3 decode), 1 layer x 4 experts, top-2, no weights
-        eviction  cache  hit_rate  miss_rate  bound_hit_rate
-        lru           2     33.3%      66.7%           33.3%
-        lru           3     50.0%      50.0%           50.0%
-        fifo          2     33.3%      66.7%           33.3%
-        fifo          3     50.0%      50.0%           50.0%
+        eviction cache hit_rate miss_rate bound_hit_rate regret
+        lru          2    33.3%     66.7%          33.3%   1.00
+        lru          3    50.0%     50.0%          50.0%   1.00
+        fifo         2    33.3%     66.7%          33.3%   1.00
+        fifo         3    50.0%     50.0%          50.0%   1.00
     """
-    if not isinstance(trace, Trace):
-        raise TraceError(f"replay takes a Trace, not {trace!r}; type ml.replay(ml.Trace.read('file.npz'))")
-    if trace.uses == 0:
-        raise TraceError(f"nothing to replay: {trace!r} holds no expert use")
-    policies = [resolve(one, EVICTION, "eviction") for one in _listed(eviction)]
-    sizes = [slots(one, trace) for one in _listed(cache)]
-    if not policies or not sizes:
-        raise SettingError("nothing to replay: give at least one eviction policy and one cache size")
-    for policy in policies:         # compile, and refuse, before the long work
-        LayerState.new(trace.experts, trace.K, trace.K, Original(), policy)
-        if lacking := lacks(policy, trace.weights is not None, trace.logits is not None):
-            raise PolicyError(f"policy {policy.name!r} needs {lacking}, which this trace does not hold; run it in an "
-                              "engine, or replay a trace that has them")
-    layers = [np.ascontiguousarray(trace.ids[:, layer]) for layer in range(trace.L)]
-    weights = [None if trace.weights is None else trace.weights[:, layer] for layer in range(trace.L)]
-    logits = [None if trace.logits is None else trace.logits[:, layer] for layer in range(trace.L)]
-    steps = (len(policies) * len(sizes) + len(set(sizes))) * trace.L
-    with tqdm(total=steps, desc="replay", unit="layer", delay=2, leave=False) as bar:
-        def misses(ids: np.ndarray, gates: np.ndarray | None, layer: int, policy: EvictionPolicy, C: int) -> int:
-            state = LayerState.new(trace.experts, trace.K, C, Original(), policy, layer, seed)
-            hits = replay_layer(ids, gates, state, logits[layer])
-            bar.update()
-            return int(np.count_nonzero(ids >= 0) - np.count_nonzero(hits))
+    if disk is not None and not isinstance(disk, DiskModel):
+        raise SettingError(f"disk={disk!r} is not a disk model; type disk=ml.DiskModel('200 MB/s', "
+                           "expert_bytes='6 MiB', compute_s='20 ms'), or ml.DiskModel.of(engine)")
+    made = plan(trace, eviction, cache, routing, pooled, train, window, seed)
+    with tqdm(total=made.steps, desc="replay", unit="layer", delay=2, leave=False) as bar:
+        if client is None:
+            found, failed = _count_here(made, bar.update)
+        else:
+            from moe_lab.evaluation.errands import counted
 
-        def bound(ids: np.ndarray, C: int) -> int:
-            bar.update()
-            return belady(ids, trace.experts, C)
-
-        best = {C: sum(bound(ids, C) for ids in layers) for C in set(sizes)}
-        found = [(policy, C, sum(misses(ids, weights[layer], layer, policy, C) for layer, ids in enumerate(layers)))
-                 for policy in policies for C in sizes]
-    uses = trace.uses
-    rows = [ReplayRow(_label(policy), C, hit_rate=1 - missed / uses, miss_rate=missed / uses,
-                      bound_hit_rate=1 - best[C] / uses) for policy, C, missed in found]
-    return Replay(tuple(rows), repr(trace))
+            found, failed, gone = counted(client, made, bar.update)
+            if gone is not None:
+                raise ClusterError(str(gone), finished=_assembled(made, found, failed, disk)) from gone
+    whole = _assembled(made, found, failed, disk)
+    if all(row.skipped for row in whole):
+        raise next(reason for cell in made.cells if (reason := reason_of(made, cell, failed)) is not None)
+    return whole
 
 
-def slots(cache: int | str, trace: Trace) -> int:
-    """Slots a layer for ``16``, ``"16 slots"`` or ``"50%"``; no more than there are experts."""
-    if isinstance(cache, (int, np.integer)) and not isinstance(cache, bool):
-        C = int(cache)
-    elif isinstance(cache, str) and (match := _CACHE.fullmatch(cache)):
-        number = float(match.group(1))
-        C = round(number / 100 * trace.experts) if match.group(2) == "%" else int(number)
-    else:
-        raise SettingError(f"cache={cache!r} is not understood; type 16, '16 slots' or '50%' (a trace knows no bytes)")
-    if C < trace.K:
-        raise BudgetError(f"cache={cache!r} gives {C} slots a layer, under the floor: one token uses {trace.K} of "
-                          f"{trace.experts} experts at once in each of {trace.L} layers; type cache={trace.K} or more")
-    return min(C, trace.experts)
+def _count_here(made: Plan, tick: Callable[[int], object]) -> tuple[Found, Failed]:
+    """All tasks in turn; a policy that fails leaves the others alone."""
+    found: dict[tuple[int, Task], dict[int, Counts]] = {}
+    failed: dict[tuple[int, Task], MoELabError] = {}
+    for place, task in made.tasks:
+        try:
+            found[place, task] = count(made.traces[place], task, tick)
+        except MoELabError as error:
+            failed[place, task] = error
+    return found, failed
 
 
-def _listed(one_or_more: Any) -> list[Any]:
-    return list(one_or_more) if isinstance(one_or_more, (list, tuple, set, range, np.ndarray)) else [one_or_more]
-
-
-def _label(policy: EvictionPolicy) -> str:
-    more = ", ".join(f"{key}={value:.6g}" for key, value in policy.values().items())
-    return policy.name if policy == type(policy)() else f"{policy.name}({more})"
+def _assembled(made: Plan, found: Found, failed: Failed, disk: DiskModel | None) -> Replay:
+    """Rows of all cells."""
+    rows = rows_of(made, found, failed, disk)
+    words = "\n".join(f"{name + ': ' if len(made.traces) > 1 else ''}{trace!r}"
+                      for name, trace in zip(made.names, made.traces, strict=True))
+    return Replay(tuple(rows), words, made.window, disk, made.routed)

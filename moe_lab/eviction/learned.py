@@ -6,7 +6,9 @@ Knows the network, its inputs and how it is run. How it is trained stands in ``m
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from moe_lab.eviction.base import EvictionPolicy
 from moe_lab.kernels.layout import TOP_K
@@ -43,7 +45,6 @@ class LearnedEviction(EvictionPolicy):
 
     Example:
         >>> from moe_lab.trace import Trace
-        >>> import numpy as np
         >>> ids = np.random.default_rng(0).integers(0, 8, (60, 1, 1))
         >>> policy = LearnedEviction.fit(Trace(ids=ids, experts=8), epochs=1)
         >>> policy.name, len(policy.weights)
@@ -100,5 +101,13 @@ class LearnedEviction(EvictionPolicy):
         """
         from moe_lab.eviction.training import train
 
-        found: Any = train(trace, horizon, epochs, seed)
-        return cls(weights=found)
+        policy = cls(weights=train(trace, horizon, epochs, seed))
+        policy.__dict__["_trained_on"] = np.unique(trace.marks()).tobytes()
+        return policy
+
+    def seen(self, trace: Trace) -> float:
+        """Share of the tokens of ``trace`` that this very policy was trained on by :meth:`fit`, found by runs of tokens
+        with the same experts; a policy made from weights alone remembers nothing."""
+        known = np.frombuffer(self.__dict__.get("_trained_on", b""), dtype=np.uint64)
+        marks = trace.marks()
+        return float(np.isin(marks, known).mean()) if len(marks) and len(known) else 0.0

@@ -184,18 +184,21 @@ def replay(arguments: argparse.Namespace) -> None:
 
     trace = ml.Trace.read(arguments.trace)
     result = ml.replay(trace, eviction=arguments.eviction, cache=arguments.cache)
-    frame = result.to_frame()
+    frame = result.to_frame()[["eviction", "cache", "hit_rate", "miss_rate", "bound_hit_rate", "regret"]]
     table = Table(title=repr(trace).splitlines()[0], title_justify="left")
     for column in frame.columns:
         table.add_column(column.replace("_", " "), justify="left" if column == "eviction" else "right")
     for record in frame.itertuples(index=False):
         table.add_row(*(_cell(column, value) for column, value in zip(frame.columns, record, strict=True)))
     _console().print(table)
+    for row in result:
+        if row.skipped:
+            print(f"skipped {row.eviction}, {row.cache} slots: {row.skipped}")
 
 
 def _cell(column: str, value: Any) -> str:
     """A value of the replay's frame as text: rates in percent."""
-    return f"{value:.1%}" if column.endswith("_rate") else str(value)
+    return f"{value:.1%}" if column.endswith("_rate") else f"{value:.2f}" if column == "regret" else str(value)
 
 
 def _budget(text: str) -> int | str:

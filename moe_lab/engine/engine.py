@@ -23,9 +23,10 @@ from moe_lab.engine.lean import LeanDecode
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
 from moe_lab.engine.ranking import Ranking
-from moe_lab.engine.records import Phase, Reply, Score, Stats, Step
+from moe_lab.engine.recorder import NOTHING, Recorder
+from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
-from moe_lab.engine.telemetry import DECODE, PREFILL, Recorder, Telemetry
+from moe_lab.engine.telemetry import DECODE, PREFILL, Telemetry
 from moe_lab.engine.text import stop_strings, to_ids
 from moe_lab.errors import BusyError, SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
@@ -33,6 +34,7 @@ from moe_lab.kernels.formats import Format
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import StreamedModel
 from moe_lab.models.decoder import Decoder, read_decoder
+from moe_lab.models.quantised import dense_bytes_touched
 from moe_lab.policy import resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import ModelSpec
@@ -93,14 +95,14 @@ class Engine:
     """
 
     def __init__(self, model: StreamedModel, experts: ExpertCache, format: Format, routing: RoutingPolicy,
-                 eviction: EvictionPolicy, disk: Disk | None, seed: int) -> None:
+                 eviction: EvictionPolicy, disk: Disk | None, seed: int, dense: str) -> None:
         self.spec: ModelSpec = model.spec
         self.hf: Any = model.hf
         self.tokenizer: Any = model.tokenizer
-        self.format = format
+        self.format, self.dense = format, dense
         self.seed = seed
         self.telemetry = Telemetry(experts.states, describe=self._describe)
-        self.last_pass: tuple[Phase, int] = (Phase(), 0)
+        self.last_pass = NOTHING, 0
         self._experts, self._disk = experts, disk
         self._routing, self._eviction = routing, eviction
         self._owner = Owner()
@@ -110,7 +112,7 @@ class Engine:
         self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
                                  self.spec.expert_hidden, model.activation)
         self.new_past, self._places = model.new_past, model.blocks
-        self._touched_dense = _touched_dense(self.hf)
+        self._touched_dense = dense_bytes_touched(self.hf)
         model.connect(self._blocks)
         self._wrap_passes()
 
@@ -186,7 +188,12 @@ class Engine:
     @property
     def exact(self) -> bool:
         """Original routing in the checkpoint's own precision: nothing alters the model's answers."""
-        return not self._routing.lossy and self.format.name == self.spec.dtype
+        return not self._routing.lossy and self.format.name == self.dense == self.spec.dtype
+
+    @property
+    def precision(self) -> str:
+        """The formats of the experts and, where it is another, of the dense part: ``"q4, dense q8"``."""
+        return self.format.name if self.dense == self.format.name else f"{self.format.name}, dense {self.dense}"
 
     @property
     def routes(self) -> bool:
@@ -361,7 +368,7 @@ class Engine:
         """Routing, eviction, slots and disk in words."""
         disk = repr(self._disk) if self._disk is not None else "real disk"
         return (f"{self._routing!r}, {self._eviction!r}, {self._experts.slots} of {self.spec.experts} slots a layer, "
-                f"{self.format.name}, {disk}")
+                f"{self.precision}, {disk}")
 
     def stats_of(self, recorder: Recorder) -> Stats:
         """Figures of the run that ``recorder`` kept."""
@@ -380,7 +387,7 @@ class Engine:
         lossless = "exact" if self.exact else "lossy"
         return (
             f"{spec.name}: {spec.family}, {spec.L} MoE layers x {spec.experts} experts, top-{spec.top_k}, "
-            f"{self.format.name}\n"
+            f"{self.precision}\n"
             f"  cache     {self.cache!r}; an expert has {format_bytes(size)}, the floor is "
             f"{format_bytes(spec.floor_bytes(self.format.name))}\n"
             f"  routing   {self._routing!r}: {lossless}\n"
@@ -445,7 +452,7 @@ class Engine:
     def _begin_run(self) -> object:
         """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
         self._run, self._sampler = object(), None
-        self.telemetry.recorder = Recorder(self.spec.L, self.spec.top_k)
+        self.telemetry.begin_run()
         return self._run
 
     @contextmanager
@@ -484,12 +491,3 @@ def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, boo
         raise SettingError("the model needs input_ids or inputs_embeds")
     past = kwargs.get("past_key_values")
     return x.shape[0], x.shape[1], past is not None and past.get_seq_length() > 0
-
-
-def _touched_dense(hf: Any) -> int:
-    """Bytes of the dense weights that one token reads: all but the rows of the embedding that it does not look up."""
-    total = sum(p.numel() * p.element_size() for p in hf.parameters())
-    embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
-    tied = head is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
-    size = embedding.weight.numel() * embedding.weight.element_size()
-    return total if tied else total - size + size // embedding.weight.shape[0]

@@ -34,8 +34,8 @@ class LeanDecode:
         self.position = int(past.get_seq_length())
         self._cos, self._sin = decoder.angles(room)
         shape = decoder.G, room, S
-        self._keys = [np.empty(shape, dtype=decoder.head.dtype) for _ in decoder.layers]
-        self._values = [np.empty(shape, dtype=decoder.head.dtype) for _ in decoder.layers]
+        self._keys = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
+        self._values = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             keys[:, : self.position] = _bits(past.layers[layer].keys[0])
             values[:, : self.position] = _bits(past.layers[layer].values[0])
@@ -45,7 +45,7 @@ class LeanDecode:
                           np.zeros(2 * decoder.ffn_width + D, f))
         self._x = np.zeros(D, f)
         self._logits, self._weights = np.zeros((1, E), f), np.zeros((1, E), f)
-        self._out = np.zeros(decoder.head.shape[0], f)
+        self._out = np.zeros(int(decoder.head.shape[0]), f)
 
     def __call__(self, token: int) -> np.ndarray:
         """Logits (V,) float32 after ``token``; the same memory each time."""

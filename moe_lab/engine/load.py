@@ -14,6 +14,7 @@ from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels import instructions
 from moe_lab.kernels.formats import FORMATS
+from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import DTYPES, open_model, resolve_model, study
 from moe_lab.policy import resolve
@@ -24,6 +25,7 @@ from moe_lab.units import format_bytes
 
 
 def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | None = None,
+         dense: WeightFormat | None = None,
          routing: str | RoutingPolicy | type[RoutingPolicy] | None = None,
          eviction: str | EvictionPolicy | type[EvictionPolicy] | None = None,
          disk: Disk | None = None, seed: int = 0, setup: str | Path | None = None) -> Engine:
@@ -33,7 +35,9 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None
     keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"``,
     ``"bf16"``, or for the experts ``"q8"`` (8.5 bits a weight) or ``"q4"`` (4.5), quantised as they are read; by
-    default the checkpoint's own precision. ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
+    default the checkpoint's own precision. ``dense``: the same for attention, shared experts and the head (router,
+    norms and embedding are never quantised); by default ``"q8"`` beside quantised experts, else as ``weights``.
+    ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
     readers down, named as simulated everywhere (what is loaded before the first token is not slowed). ``seed``
     is the default of sampling and of policies that draw. ``routing`` is ``"original"`` and ``eviction`` ``"lru"``
     unless told. ``setup``: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is
@@ -63,6 +67,9 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if name not in FORMATS:
         raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     format = FORMATS[name]
+    part = ("q8" if name in CODES else name) if dense is None else dense
+    if part not in FORMATS:
+        raise SettingError(f"dense={dense!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
     slots = slots_for(cache, spec, name)
     if studied.rules is None and chosen_routing.lossy:
@@ -70,7 +77,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if cache is None and slots < spec.experts:
         print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
               f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
-    opened = open_model(folder, DTYPES.get(name, DTYPES[spec.dtype]), name=model, studied=studied)
+    opened = open_model(folder, DTYPES.get(part, DTYPES[spec.dtype]), name=model, studied=studied,
+                        quantise=part if part in CODES else None)
     store = ExpertStore(opened.plan, format)
     states = [
         LayerState.new(spec.experts, spec.top_k, slots, chosen_routing, chosen_eviction, layer, seed)
@@ -82,4 +90,4 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
         with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:
             for loaded in experts.preload():
                 bar.update(loaded)
-    return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed)
+    return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed, dense=part)

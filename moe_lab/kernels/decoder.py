@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_lab.kernels.dense import GatedFFN, add, dot, gated_ffn, product, rms_norm, stored, value
+from moe_lab.kernels.dense import GatedFFN, Weights, add, dot, gated_ffn, product, rms_norm, stored, value
 from moe_lab.kernels.jit import jit
 
 _f = np.float32
@@ -23,13 +23,13 @@ class Attention(NamedTuple):
 
     norm: np.ndarray
     """(D,) float32, before it."""
-    q: np.ndarray
+    q: Weights
     """(H * S, D)."""
-    k: np.ndarray
+    k: Weights
     """(G * S, D)."""
-    v: np.ndarray
+    v: Weights
     """(G * S, D)."""
-    o: np.ndarray
+    o: Weights
     """(D, H * S)."""
     q_bias: np.ndarray
     """(H * S,) float32."""
@@ -162,7 +162,7 @@ def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, key
     else:
         for e in range(logits.size):
             weights[e] = _f(1) / (_f(1) + math.exp(-logits[e]))
-    if shared.gate.size:
+    if shared.gate.shape[0]:
         gated_ffn(room.h, shared, activation, room.ffn, x)
 
 

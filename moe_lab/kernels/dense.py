@@ -1,8 +1,8 @@
 """One token through dense matrices: the products, norms and gated FFNs that every layer has beside its experts.
 
-Knows matrices (N, D) in float32 or as bfloat16 bits (uint16), row after row as torch keeps them, so that a
-model's own memory is read where it lies. Vectors and sums are float32. Knows no model. The NumPy twins stand in
-``decoder_slow``.
+Knows matrices (N, D) in float32 or as bfloat16 bits (uint16), row after row as torch keeps them, so that a model's own
+memory is read where it lies, and quantised ones (``formats.matrix``). Vectors and sums are float32. Knows no model.
+The NumPy twins stand in ``decoder_slow``.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from moe_lab.kernels.activation import activate
+from moe_lab.kernels.activation import gated
+from moe_lab.kernels.formats.matrix import Matrix, vector_product
 from moe_lab.kernels.jit import jit
 
 _f = np.float32
+
+Weights = np.ndarray | Matrix
+"""A matrix of a model: float32, bfloat16 bits (uint16), or quantised."""
 
 
 class GatedFFN(NamedTuple):
     """down(act(gate x) * up x), as a shared expert or a dense layer has it."""
 
-    gate: np.ndarray
+    gate: Weights
     """(F, D)."""
-    up: np.ndarray
+    up: Weights
     """(F, D)."""
-    down: np.ndarray
+    down: Weights
     """(D, F)."""
     door: np.ndarray
     """(D,) float32: the output is multiplied by sigmoid(door . x). Empty: it is not."""
@@ -87,13 +91,24 @@ def _four_dots(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
 
 
 @jit(cache=False)
-def product(w, x, y):  # type: ignore[no-untyped-def]
-    """y (N,) = w (N, D) @ x (D,)."""
+def _rows_product(w, x, y):  # type: ignore[no-untyped-def]
     whole = w.shape[0] - w.shape[0] % 4
     for r in range(0, whole, 4):
         y[r], y[r + 1], y[r + 2], y[r + 3] = _four_dots(w[r], w[r + 1], w[r + 2], w[r + 3], x)
     for r in range(whole, w.shape[0]):
         y[r] = dot(w[r], x)
+
+
+def product(w, x, y):  # type: ignore[no-untyped-def]
+    """y (N,) = w (N, D) @ x (D,), for a matrix of numbers or a quantised one."""
+    raise NotImplementedError       # the kernels' own; see _product
+
+
+@overload(product)
+def _product(w, x, y):  # type: ignore[no-untyped-def]
+    kernel = _rows_product if isinstance(w, types.Array) else vector_product(w.instance_class.bits,
+                                                                             w.instance_class.path)
+    return lambda w, x, y: kernel(w, x, y)
 
 
 @jit(cache=False)
@@ -117,12 +132,11 @@ def rms_norm(x, weight, eps, y):  # type: ignore[no-untyped-def]
 @jit(cache=False)
 def gated_ffn(x, m, activation, h, y):  # type: ignore[no-untyped-def]
     """y (D,) += the ``GatedFFN`` ``m`` of x (D,); h (at least 2 F + D,) float32 is scratch."""
-    F, D = m.gate.shape
+    F, D = m.gate.shape[0], m.gate.shape[1]
     g, u, out = h[:F], h[F : 2 * F], h[2 * F : 2 * F + D]
     product(m.gate, x, g)
     product(m.up, x, u)
-    for i in range(F):
-        g[i] = activate(g[i], activation) * u[i]
+    gated(g, u, activation)
     product(m.down, g, out)
     share = _f(1)
     if m.door.size:
@@ -139,7 +153,7 @@ def look_up(table: np.ndarray, row: int, x: np.ndarray) -> None:
 
 
 @jit
-def head(x: np.ndarray, norm: np.ndarray, eps: np.float32, w: np.ndarray, h: np.ndarray, y: np.ndarray) -> None:
+def head(x: np.ndarray, norm: np.ndarray, eps: np.float32, w: Weights, h: np.ndarray, y: np.ndarray) -> None:
     """Logits y (V,) of the last hidden state x (D,): final norm, then output matrix w (V, D); h (D,) is scratch."""
     rms_norm(x, norm, eps, h)
     product(w, h, y)

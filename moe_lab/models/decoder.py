@@ -16,8 +16,9 @@ from torch import nn
 
 from moe_lab.kernels.activation import ACTIVATIONS
 from moe_lab.kernels.decoder import Attention
-from moe_lab.kernels.dense import GatedFFN
+from moe_lab.kernels.dense import GatedFFN, Weights
 from moe_lab.models.find import Block
+from moe_lab.models.quantised import matrix_of
 
 FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
 """transformers' model types whose layers are what the kernels compute."""
@@ -48,7 +49,7 @@ class Decoder:
     """(V, D)."""
     norm: np.ndarray
     """(D,) float32, the last one."""
-    head: np.ndarray
+    head: Weights
     """(V, D)."""
     eps: np.float32
     H: int
@@ -63,7 +64,7 @@ class Decoder:
     @property
     def ffn_width(self) -> int:
         """The widest dense FFN."""
-        return max(layer.ffn.gate.shape[0] for layer in self.layers)
+        return max(int(layer.ffn.gate.shape[0]) for layer in self.layers)
 
     def angles(self, N: int) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin (N, S) float32 of the first N positions."""
@@ -89,9 +90,9 @@ def read_decoder(hf: Any, blocks: list[Block]) -> Decoder | str:
                    for number, layer in enumerate(hf.model.layers))
     first = layers[0].attention
     S = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return Decoder(layers, _matrix(hf.get_input_embeddings().weight), _vector(hf.model.norm.weight),
-                   _matrix(hf.get_output_embeddings().weight), np.float32(config.rms_norm_eps),
-                   first.q.shape[0] // S, first.k.shape[0] // S, S, ACTIVATIONS[blocks[0].activation],
+    return Decoder(layers, _array(hf.get_input_embeddings()), _vector(hf.model.norm.weight),
+                   matrix_of(hf.get_output_embeddings()), np.float32(config.rms_norm_eps),
+                   int(first.q.shape[0]) // S, int(first.k.shape[0]) // S, S, ACTIVATIONS[blocks[0].activation],
                    hf.model.rotary_emb)
 
 
@@ -110,7 +111,7 @@ def _unknown(hf: Any, blocks: list[Block]) -> str:
         router = any(name == block.router for block in blocks)
         if module._forward_pre_hooks or len(module._forward_hooks) > router:
             return f"{name or 'the model'} has a hook, which has to see every token"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:      # an adapter's, perhaps
             return f"{name} is a {type(module).__name__}"
         if hasattr(module, "act_fn") and not (type(module.act_fn).__name__ in ("SiLUActivation", "SiLU")
                                               or isinstance(module.act_fn, nn.SiLU)):
@@ -122,13 +123,13 @@ def _layer(hf: Any, layer: Any, config: Any, moe: int | None, block: Block | Non
     attention = _attention(layer, config)
     norm = _vector(layer.post_attention_layernorm.weight)
     if block is None:
-        return DecoderLayer(attention, norm, None, _matrix(layer.mlp.gate_proj.weight)[:0], _ffn(layer.mlp, None))
+        return DecoderLayer(attention, norm, None, np.empty((0, 0), np.float32), _ffn(layer.mlp, None))
     assert block.router is not None
-    router = _matrix(hf.get_submodule(block.router).weight)
+    router = _array(hf.get_submodule(block.router))
     shared = getattr(layer.mlp, "shared_expert", None)
     if shared is None:
         none = np.empty((0, block.D), dtype=router.dtype)
-        return DecoderLayer(attention, norm, moe, router, GatedFFN(none, none, none.T.copy(), _ABSENT))
+        return DecoderLayer(attention, norm, moe, router, GatedFFN(none, none, none, _ABSENT))
     return DecoderLayer(attention, norm, moe, router, _ffn(shared, getattr(layer.mlp, "shared_expert_gate", None)))
 
 
@@ -138,24 +139,24 @@ def _attention(layer: Any, config: Any) -> Attention:
     limit = getattr(config, "clip_qkv", None)
     eps = np.array([config.rms_norm_eps, np.inf if limit is None else limit], dtype=np.float32)
     q_norm, k_norm = (_vector(getattr(getattr(a, name, None), "weight", None)) for name in ("q_norm", "k_norm"))
-    q, k, v, o = (_matrix(part.weight) for part in parts)
+    q, k, v, o = (matrix_of(part) for part in parts)
     q_bias, k_bias, v_bias, o_bias = (_vector(part.bias) for part in parts)
     return Attention(_vector(layer.input_layernorm.weight), q, k, v, o, q_bias, k_bias, v_bias, o_bias, q_norm, k_norm,
                      eps)
 
 
 def _ffn(module: Any, door: Any) -> GatedFFN:
-    return GatedFFN(_matrix(module.gate_proj.weight), _matrix(module.up_proj.weight), _matrix(module.down_proj.weight),
+    return GatedFFN(matrix_of(module.gate_proj), matrix_of(module.up_proj), matrix_of(module.down_proj),
                     _ABSENT if door is None else _vector(door.weight.reshape(-1)))
 
 
 _ABSENT = np.empty(0, dtype=np.float32)
 
 
-def _matrix(weight: torch.Tensor) -> np.ndarray:
-    """A view of the model's own memory: float32, or the bits of bfloat16."""
-    weight = weight.detach()
-    array: np.ndarray = (weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight).numpy()
+def _array(module: nn.Module) -> np.ndarray:
+    """The weights of a module that is never quantised."""
+    array = matrix_of(module)
+    assert isinstance(array, np.ndarray)
     return array
 
 

@@ -20,6 +20,7 @@ from moe_lab.models import hub
 from moe_lab.models.find import Block, find_blocks, model_class, quiet, read_config, skeleton
 from moe_lab.models.hub import first_line
 from moe_lab.models.plan import dense_bytes, expert_plan
+from moe_lab.models.quantised import quantise_dense
 from moe_lab.models.rules import RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler, Socket, hook_routers, streaming_class
 from moe_lab.spec import ModelSpec, WeightFormat
@@ -107,7 +108,7 @@ def study(folder: Path, name: str | None = None) -> Study:
 
 
 def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *,
-               name: str | None = None, studied: Study | None = None) -> StreamedModel:
+               name: str | None = None, studied: Study | None = None, quantise: str | None = None) -> StreamedModel:
     """The model without its experts; not one of their bytes is read.
 
     Args:
@@ -115,6 +116,7 @@ def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None,
         dtype: torch.float32 or torch.bfloat16 for the dense part; None is the checkpoint's own precision.
         name: what messages and ``spec`` call it; by default ``folder``.
         studied: the ``study`` of the same folder, so that a large one is not looked through twice.
+        quantise: "q8" or "q4" for the linear layers of the dense part; None leaves them as they are.
 
     Raises ``CheckpointError`` where something is missing or damaged, ``UnsupportedModelError`` for a dense
     model or one that is not understood.
@@ -129,6 +131,8 @@ def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None,
     folder = hub.resolve_model(folder)
     found = studied or study(folder, name)
     model = _load(folder, name, found, dtype or DTYPES[found.spec.dtype])
+    if quantise is not None:
+        quantise_dense(model, quantise)
     if found.rules is not None:
         hook_routers(model, found.blocks)
     return StreamedModel(model, _tokenizer(folder, name), found.spec, found.rules, found.plan, found.blocks, folder)

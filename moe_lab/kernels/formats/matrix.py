@@ -1,0 +1,147 @@
+"""Single matrices in quantised panels: what attention, shared experts and the head are made of beside the experts.
+
+Knows how such a matrix is made, and its products with one vector or with many, by the same blocks and instructions as
+the experts (``panels``). Vectors are quantised as they come, in groups of 32. A matrix has scratch of its own for one
+vector, so that decoding allocates nothing; it belongs to one caller at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_lab.kernels.formats import q4, q8
+from moe_lab.kernels.formats.blocks import counts, out_of_panels, scales_of
+from moe_lab.kernels.formats.encode import encode_matrix, matrix_encoder
+from moe_lab.kernels.formats.quantised import Code
+from moe_lab.kernels.groups import quantise
+from moe_lab.kernels.instructions import NEEDS, chosen
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import GROUP, PANEL
+from moe_lab.kernels.panels import BLOCK, products
+
+CODES: dict[str, Code] = {"q8": q8.CODE, "q4": q4.CODE}
+"""What a matrix can be quantised to."""
+
+
+class _Matrix(NamedTuple):
+    """A matrix (R, C) in blocks, and scratch for one vector."""
+
+    blocks: np.ndarray
+    """(panels, groups, bytes) uint8."""
+    shape: np.ndarray
+    """(2,) int64: R, C."""
+    x: np.ndarray
+    """(groups * 32,) float32: the vector, filled up with zeros."""
+    bytes: np.ndarray
+    """(groups * 32,) int8."""
+    scales: np.ndarray
+    """(groups,) float32."""
+    sums: np.ndarray
+    """(groups,) int32."""
+    y: np.ndarray
+    """(panels * 16,) float32."""
+
+
+def _type(name: str, path: str, bits: int) -> type[Any]:
+    """A type of its own for each format and path of instructions, by which compiled code tells them apart."""
+    return type(f"Matrix_{name}_{path}", (_Matrix,), {"__module__": __name__, "path": path, "bits": bits})
+
+
+TYPES: dict[tuple[str, str], type[Any]] = {
+    (name, path): _type(name, path, code.bits) for name, code in CODES.items() for path in NEEDS}
+globals().update({kind.__name__: kind for kind in TYPES.values()})     # found by name when compiled code is kept
+
+Matrix = _Matrix
+"""A quantised matrix, whatever its format."""
+
+
+def quantised_matrix(matrix: np.ndarray, format: str, path: str | None = None) -> Matrix:
+    """``matrix`` (R, C), float32 or bfloat16 bits (uint16), in ``format`` ("q8" or "q4").
+
+    >>> m = quantised_matrix(np.eye(3, 40, dtype=np.float32), "q8")
+    >>> m.blocks.shape, matrix_values(m)[1, :3].round(3).tolist()
+    ((1, 2, 544), [0.0, 1.0, 0.0])
+    """
+    code = CODES[format]
+    blocks = encode_matrix(_encoder(format), matrix, code.bits)
+    panels, groups, _ = blocks.shape
+    wide = groups * GROUP
+    kind = TYPES[format, path or chosen()]
+    found: Matrix = kind(blocks, np.array(matrix.shape, np.int64), np.zeros(wide, np.float32), np.zeros(wide, np.int8),
+                         np.zeros(groups, np.float32), np.zeros(groups, np.int32), np.zeros(panels * PANEL, np.float32))
+    return found
+
+
+def matrix_bytes(rows: int, columns: int, format: str) -> int:
+    """Bytes of a matrix in ``format``."""
+    panels, groups = counts(rows, columns)
+    return panels * groups * BLOCK[CODES[format].bits]
+
+
+def matrix_values(m: Matrix) -> np.ndarray:
+    """The numbers that a matrix stands for, (R, C) float32."""
+    code = next(code for (name, path), kind in TYPES.items() if kind is type(m) for code in (CODES[name],))
+    scales = scales_of(m.blocks).astype(np.float32).transpose(0, 2, 1)
+    R, C = (int(n) for n in m.shape)
+    return out_of_panels(code.numbers_of(m.blocks) * scales[..., None], R, C)
+
+
+@functools.cache
+def _encoder(format: str) -> Callable[..., Any]:
+    code = CODES[format]
+    return matrix_encoder(code.bits, code.write_group)
+
+
+@functools.cache
+def vector_product(bits: int, path: str) -> Callable[..., Any]:
+    """The kernel ``(matrix, x (C,), y (R,))``: y = matrix times x, both float32."""
+    panel, above = products(path, bits)
+    size = BLOCK[bits]
+
+    @jit(cache=False)
+    def product(m, x, y):  # type: ignore[no-untyped-def]
+        groups, at = m.blocks.shape[1], m.blocks.ctypes.data
+        m.x[: x.size] = x
+        bytes, scales, sums = m.bytes.ctypes.data, m.scales.ctypes.data, m.sums.ctypes.data
+        quantise(m.x.ctypes.data, groups, bytes, scales, sums, above)
+        for p in range(m.blocks.shape[0]):
+            panel(at + p * groups * size, groups, bytes, scales, sums, m.y.ctypes.data + 64 * p)
+        y[:] = m.y[: y.size]
+
+    return product
+
+
+@functools.cache
+def rows_product(bits: int, path: str) -> Callable[..., Any]:
+    """The kernel ``(blocks, x (T, groups * 32), y (T, panels * 16))`` for many vectors: each panel is read once."""
+    panel, above = products(path, bits)
+    size = BLOCK[bits]
+
+    @jit(name=f"rows of a matrix q{bits} {path}")
+    def product(blocks, x, y):  # type: ignore[no-untyped-def]
+        (panels, groups, _), T = blocks.shape, x.shape[0]
+        bytes = np.empty((T, groups * GROUP), np.int8)
+        scales, sums = np.empty((T, groups), np.float32), np.empty((T, groups), np.int32)
+        quantise(x.ctypes.data, T * groups, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
+        for p in range(panels):
+            at = blocks.ctypes.data + p * groups * size
+            for t in range(T):
+                panel(at, groups, bytes[t].ctypes.data, scales[t].ctypes.data, sums[t].ctypes.data,
+                      y[t].ctypes.data + 64 * p)
+
+    return product
+
+
+def times_rows(m: Matrix, x: np.ndarray) -> np.ndarray:
+    """y (T, R) float32 = the matrix times each row of ``x`` (T, C) float32; the bits of the product with one vector."""
+    kind: Any = type(m)
+    panels, groups, _ = m.blocks.shape
+    full = np.zeros((x.shape[0], groups * GROUP), np.float32)
+    full[:, : x.shape[1]] = x
+    y = np.empty((x.shape[0], panels * PANEL), np.float32)
+    rows_product(kind.bits, kind.path)(m.blocks, full, y)
+    return y[:, : int(m.shape[0])]

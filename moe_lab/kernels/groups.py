@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.activation import ROUND, ROUND_BITS
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP
-from moe_lab.kernels.pointers import bytes_at, floats_at, ints_at
+from moe_lab.kernels.pointers import floats_at, ints_at
+from moe_lab.kernels.vectors import add, largest_magnitude, load_f32, mul, no_ints, rounded, spread, store_i8, total
 
 _f, _i = np.float32, np.int32
 TINY = _f(1e-30)
 """A group whose largest magnitude is smaller counts as zeros."""
-_MAGNITUDE = _i(0x7FFFFFFF)
 _INFINITE = _f(np.inf)
 
 
@@ -29,23 +28,17 @@ def quantise(x, count, bytes_to, scales_to, sums_to, above):  # type: ignore[no-
     """
     scales, sums = floats_at(scales_to, count), ints_at(sums_to, count)
     for g in range(count):
-        values, bits = floats_at(x + 4 * GROUP * g, GROUP), ints_at(x + 4 * GROUP * g, GROUP)
-        out = bytes_at(bytes_to + GROUP * g, GROUP)
-        top = _i(0)
-        for i in range(GROUP):
-            top = max(top, _i(bits[i] & _MAGNITUDE))       # as integers, so that NaN counts as the largest
-        largest = _i(top).view(_f)
-        scales[g] = largest / _f(127)
-        total = _i(0)
-        if TINY <= largest < _INFINITE:
-            inverse = _f(127) / largest
-            for i in range(GROUP):
-                value = _i(_f(values[i] * inverse + ROUND).view(_i) - ROUND_BITS)
-                out[i] = value
-                total = _i(total + value)
-        else:
-            out[:] = 0
-        sums[g] = _i(-above * total)
+        first, second = load_f32(x), load_f32(x + 64)
+        top = largest_magnitude(first, second)
+        scales[g] = top / _f(127)
+        factor = spread(_f(127) / top)
+        p, q = no_ints(), no_ints()
+        if TINY <= top < _INFINITE:
+            p, q = rounded(mul(first, factor)), rounded(mul(second, factor))
+        store_i8(bytes_to, p)
+        store_i8(bytes_to + 16, q)
+        sums[g] = _i(-above * total(add(p, q)))
+        x, bytes_to = x + 4 * GROUP, bytes_to + GROUP
 
 
 def quantise_slow(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

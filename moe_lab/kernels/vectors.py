@@ -77,7 +77,7 @@ def call(b: Any, name: str, result: Any, *values: Any) -> Any:
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), values)
 
 
-def constant(kind: Any, value: int) -> Any:
+def constant(kind: Any, value: float) -> Any:
     """A vector constant with the same value in every lane."""
     return ir.Constant(kind, [value] * kind.count)
 
@@ -134,10 +134,39 @@ def load_f32(b, address):  # type: ignore[no-untyped-def]
     return _load(b, address, FLOATS)
 
 
+@operation(F, ADDRESS)
+def load_bf16(b, address):  # type: ignore[no-untyped-def]
+    """16 bfloat16, widened."""
+    bits = b.zext(_load(b, address, ir.VectorType(SHORT, LANES)), INTS)
+    return b.bitcast(b.shl(bits, constant(INTS, 16)), FLOATS)
+
+
 @operation(NOTHING, ADDRESS, F)
 def store_f32(b, address, x):  # type: ignore[no-untyped-def]
     """16 float32."""
     b.store(x, b.inttoptr(address, FLOATS.as_pointer())).align = 1
+
+
+@operation(NOTHING, ADDRESS, I)
+def store_i8(b, address, x):  # type: ignore[no-untyped-def]
+    """The lowest byte of each lane: 16 bytes."""
+    bytes = ir.VectorType(BYTE, LANES)
+    b.store(b.trunc(x, bytes), b.inttoptr(address, bytes.as_pointer())).align = 1
+
+
+@operation(NOTHING, ADDRESS, I)
+def store_fours(b, address, x):  # type: ignore[no-untyped-def]
+    """The lowest byte of each lane, four at a time, 64 bytes apart: to a panel's row."""
+    fours = b.bitcast(b.trunc(x, ir.VectorType(BYTE, LANES)), ir.VectorType(INT, 4))
+    for i in range(4):
+        place = b.add(address, ir.Constant(address.type, 64 * i))
+        b.store(b.extract_element(fours, ir.Constant(INT, i)), b.inttoptr(place, INT.as_pointer())).align = 1
+
+
+@operation(F, types.float32)
+def spread(b, x):  # type: ignore[no-untyped-def]
+    """One number in all lanes."""
+    return _spread(b, x, FLOATS)
 
 
 @operation(F, ADDRESS)
@@ -173,6 +202,12 @@ def mul(b, x, y):  # type: ignore[no-untyped-def]
     return b.fmul(x, y)
 
 
+@operation(F, F)
+def negative(b, x):  # type: ignore[no-untyped-def]
+    """-x."""
+    return b.fneg(x)
+
+
 @operation(F, F, F, F)
 def fma(b, x, y, z):  # type: ignore[no-untyped-def]
     """x * y + z, rounded once."""
@@ -189,6 +224,69 @@ def add(b, x, y):  # type: ignore[no-untyped-def]
 def to_floats(b, x):  # type: ignore[no-untyped-def]
     """Integers as float32."""
     return b.sitofp(x, FLOATS)
+
+
+@operation(I, F)
+def rounded(b, x):  # type: ignore[no-untyped-def]
+    """The nearest integers, to even at the half, of numbers below 2^22: added to 1.5 * 2^23 they stand in the lowest
+    bits, on every processor."""
+    shifted = b.fadd(x, constant(FLOATS, 12582912.0))
+    return b.sub(b.bitcast(shifted, INTS), constant(INTS, 0x4B400000))
+
+
+@operation(I, I)
+def within_nibble(b, x):  # type: ignore[no-untyped-def]
+    """Cut to -8 to 7."""
+    cut = call(b, "llvm.smax.v16i32", INTS, x, constant(INTS, -8))
+    return call(b, "llvm.smin.v16i32", INTS, cut, constant(INTS, 7))
+
+
+@operation(I, I)
+def plus_8(b, x):  # type: ignore[no-untyped-def]
+    """x + 8."""
+    return b.add(x, constant(INTS, 8))
+
+
+@operation(I, I, I)
+def two_nibbles(b, low, high):  # type: ignore[no-untyped-def]
+    """Each lane's low + 16 * high."""
+    return b.or_(low, b.shl(high, constant(INTS, 4)))
+
+
+# --- across lanes -------------------------------------------------------------------------------------
+
+
+@operation(types.float32, F, F)
+def largest_magnitude(b, x, y):  # type: ignore[no-untyped-def]
+    """The largest |number| of both; NaN where there is one, since the magnitudes are compared as integers."""
+    x, y = (b.and_(b.bitcast(v, INTS), constant(INTS, 0x7FFFFFFF)) for v in (x, y))
+    top = call(b, "llvm.vector.reduce.smax.v16i32", INT, call(b, "llvm.smax.v16i32", INTS, x, y))
+    return b.bitcast(top, FLOAT)
+
+
+@operation(types.float32, F, F)
+def largest(b, x, y):  # type: ignore[no-untyped-def]
+    """The largest number of both where some number is positive, else some negative one; compared as integers, which
+    needs no care for NaN."""
+    both = call(b, "llvm.smax.v16i32", INTS, b.bitcast(x, INTS), b.bitcast(y, INTS))
+    return b.bitcast(call(b, "llvm.vector.reduce.smax.v16i32", INT, both), FLOAT)
+
+
+@operation(types.int32, I)
+def total(b, x):  # type: ignore[no-untyped-def]
+    """The sum of the lanes."""
+    return call(b, "llvm.vector.reduce.add.v16i32", INT, x)
+
+
+@operation(types.float32, F)
+def total_f32(b, x):  # type: ignore[no-untyped-def]
+    """The sum of the lanes: upper to lower half, again and again."""
+    while x.type.count > 1:
+        x = b.fadd(*pieces(b, x, 2))
+    return b.extract_element(x, ir.Constant(INT, 0))
+
+
+# --- nibbles --------------------------------------------------------------------------------------------
 
 
 @operation(I, I)

@@ -51,8 +51,8 @@ def test_half_bytes_are_encoded_as_well_as_the_twin_does(rng, D, F, scale):
         mine = q4.numbers_of(blocks) * scales_of(blocks).astype(np.float32).transpose(0, 2, 1)[..., None]
         w = in_panels(part)
         errors = [((found - w) ** 2).sum(-1) for found in (mine, theirs)]
-        np.testing.assert_allclose(*errors, rtol=2e-3, atol=1e-6 * float(np.square(w).max()))
-        assert (mine == theirs).all(-1).mean() > 0.9
+        np.testing.assert_allclose(*errors, rtol=1e-2, atol=1e-5 * float(np.square(w).max()))
+        assert (mine == theirs).all(-1).mean() > (0.99 if D % 32 == F % 32 == 0 else 0.9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 3e-8, 1e4])

@@ -17,6 +17,7 @@ from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP, PANEL, filled
 from moe_lab.kernels.panels import BLOCK
 from moe_lab.kernels.pointers import floats_at, shorts_at
+from moe_lab.kernels.vectors import load_bf16, load_f32
 
 F32_SOURCE, BF16_SOURCE, F16_SOURCE = range(3)
 _SOURCES = {np.dtype(np.float32): (F32_SOURCE, 4), np.dtype(np.uint16): (BF16_SOURCE, 2),
@@ -24,7 +25,7 @@ _SOURCES = {np.dtype(np.float32): (F32_SOURCE, 4), np.dtype(np.uint16): (BF16_SO
 
 
 @jit(cache=False)
-def _read(source, kind, count, values):  # type: ignore[no-untyped-def]
+def _read_some(source, kind, count, values):  # type: ignore[no-untyped-def]
     """values (32,) float32 = ``count`` numbers at address ``source``, the rest zeros."""
     values[:] = 0
     if kind == F32_SOURCE:
@@ -33,30 +34,32 @@ def _read(source, kind, count, values):  # type: ignore[no-untyped-def]
             values[i] = numbers[i]
     else:
         bits = shorts_at(source, count)
-        if kind == BF16_SOURCE:
-            for i in range(count):
-                values[i] = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
-        else:
-            for i in range(count):
-                values[i] = widened_f16(bits[i])
+        for i in range(count):
+            wide = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
+            values[i] = wide if kind == BF16_SOURCE else widened_f16(bits[i])
 
 
 def _panel_writer(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel that quantises one panel. ``write_group(values (32,), block, row)`` writes scale and numbers of one
-    row into the block at that address."""
+    """The kernel that quantises one panel. ``write_group(first, second, block, row)``, of two vectors of 16 float32,
+    writes scale and numbers of one row into the block at that address."""
     size = BLOCK[bits]
 
     @jit(cache=False)
     def panel(source, kind, item, row, rows, columns, target, values):  # type: ignore[no-untyped-def]
-        """Panel of rows ``row`` to ``row`` + 16 of a matrix (rows, columns) at address ``source``."""
+        """Panel of rows ``row`` to ``row`` + 16 of a matrix (rows, columns) at address ``source``; values (32,) float32
+        is scratch."""
         for g in range(filled(columns, GROUP) // GROUP):
             count = min(GROUP, columns - GROUP * g)
             for r in range(PANEL):
-                if row + r < rows:
-                    _read(source + item * ((row + r) * columns + GROUP * g), kind, count, values)
+                at = source + item * ((row + r) * columns + GROUP * g)
+                if row + r < rows and count == GROUP and kind == BF16_SOURCE:
+                    first, second = load_bf16(at), load_bf16(at + 32)
+                elif row + r < rows and count == GROUP and kind == F32_SOURCE:
+                    first, second = load_f32(at), load_f32(at + 64)
                 else:
-                    values[:] = 0
-                write_group(values, target + size * g, r)
+                    _read_some(at, kind, count if row + r < rows else 0, values)
+                    first, second = load_f32(values.ctypes.data), load_f32(values.ctypes.data + 64)
+                write_group(first, second, target + size * g, r)
 
     return panel
 

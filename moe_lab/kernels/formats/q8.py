@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.activation import ROUND, ROUND_BITS
 from moe_lab.kernels.formats.blocks import in_panels
 from moe_lab.kernels.formats.quantised import Code
 from moe_lab.kernels.halves import ceiling_f16, widened_f16
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP, PANEL
 from moe_lab.kernels.panels import SCALES
-from moe_lab.kernels.pointers import bytes_at, shorts_at
+from moe_lab.kernels.pointers import shorts_at
+from moe_lab.kernels.vectors import largest_magnitude, mul, no_ints, rounded, spread, store_fours
 
 BITS = 8
-_f, _i = np.float32, np.int32
+_f = np.float32
 
 
-@jit(cache=False)
-def write_group(values, block, row):  # type: ignore[no-untyped-def]
+@jit(cache=False, inline=True)
+def write_group(first, second, block, row):  # type: ignore[no-untyped-def]
     """See ``Code``."""
-    bits = values.view(_i)
-    top = _i(0)
-    for i in range(GROUP):
-        top = max(top, _i(bits[i] & _i(0x7FFFFFFF)))            # as integers, so that NaN counts as the largest
-    half = ceiling_f16(_f(_i(top).view(_f) / _f(127)))
+    half = ceiling_f16(_f(largest_magnitude(first, second) / _f(127)))
     scale = widened_f16(half)
     shorts_at(block, PANEL)[row] = half
-    inverse = _f(1) / scale if _f(0) < scale < _f(np.inf) else _f(0)
-    numbers = bytes_at(block + SCALES, PANEL * GROUP)
-    for i in range(GROUP):
-        value = _i(_f(values[i] * inverse + ROUND).view(_i) - ROUND_BITS) if inverse > 0 else _i(0)
-        numbers[64 * (i // 4) + 4 * row + i % 4] = value
+    p, q = no_ints(), no_ints()
+    if _f(0) < scale < _f(np.inf):
+        factor = spread(_f(1) / scale)
+        p, q = rounded(mul(first, factor)), rounded(mul(second, factor))
+    store_fours(block + SCALES + 4 * row, p)
+    store_fours(block + SCALES + 4 * row + 256, q)
 
 
 def quantise(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.engine.telemetry import LOGITS_KEPT, Ring
+from moe_lab.kernels.ledger import Ring
 from moe_lab.units import format_bytes
 
 
@@ -16,14 +16,14 @@ def sentences(ring: Ring, position: int, newest: int, K: int, expert_bytes: int,
     if not newest - ring.capacity <= position < newest:
         return [f"token {position} is no longer kept: the record holds the last {ring.capacity:,} tokens"]
     row = position % ring.capacity
-    detail = newest - LOGITS_KEPT <= position
+    kept = len(ring.logits)
     lines: list[str] = []
     for place, layer in enumerate(layers):
         ids, hits = ring.ids[row, place], ring.hits[row, place]
         rank, evicted = ring.rank[row, place], ring.evicted[row, place]
-        if detail:
-            lines += _swaps(layer, ring.logits[position % LOGITS_KEPT, place],
-                            ring.resident[position % LOGITS_KEPT, place], ids, rank, K, expert_bytes)
+        if newest - kept <= position:
+            lines += _swaps(layer, ring.logits[position % kept, place], ring.resident[position % kept, place], ids,
+                            rank, K, expert_bytes)
         for k in np.nonzero((ids >= 0) & ~hits)[0]:
             left = f" and expert {evicted[k]} left for it" if evicted[k] >= 0 else ""
             lines.append(f"layer {layer} used expert {ids[k]}, rank {rank[k] + 1}; it was not resident: "

@@ -64,7 +64,7 @@ class MoEBlocks:
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
         elapsed = perf_counter() - began
-        self.telemetry.computed(layer, None, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
 
     def token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ class MoEBlocks:
         slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
         self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
         elapsed = perf_counter() - began
-        self.telemetry.computed(layer, slots, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return self._y
 
     def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,

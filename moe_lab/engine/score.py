@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from moe_lab.engine.recorder import Recorder
 from moe_lab.engine.records import Score
-from moe_lab.engine.telemetry import Recorder
 
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from moe_lab.engine.lean import LeanDecode
-from moe_lab.engine.records import Phase, Step
+from moe_lab.engine.recorder import Counts
+from moe_lab.engine.records import Step
 from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.text import TextStream
 
@@ -64,6 +65,6 @@ class _Model:
         return array
 
 
-def _step(index: int, position: int, text: str, token: int, counts: Phase, touched: int, finish: str) -> Step:
+def _step(index: int, position: int, text: str, token: int, counts: Counts, touched: int, finish: str) -> Step:
     return Step(index, position, text, (token,), counts.hits, counts.misses, counts.swapped, counts.read_bytes,
                 touched, counts.times, finish)

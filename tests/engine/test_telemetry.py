@@ -9,7 +9,7 @@ import pytest
 from layers import new_layer, random_logits, softmax
 
 import moe_lab as ml
-from moe_lab.engine.telemetry import LOGITS_KEPT, Telemetry
+from moe_lab.engine.telemetry import Telemetry
 from moe_lab.errors import SettingError
 from moe_lab.kernels.layout import OWN
 from moe_lab.kernels.walk import forced, walk
@@ -68,10 +68,10 @@ def test_a_pass_longer_than_the_ring_keeps_its_last_tokens(rng):
         small.begin(7, 0)
         ids = walk(state, logits, softmax(logits), small.room(0)).ids.copy()
         small.routed(0, 0.0)
-        small.computed(0, None, 0, 0.0, 0.0)
+        small.computed(0, 0, 0.0, 0.0)
         small.end()
     rows = np.arange(small.token - 4, small.token) % 4
-    assert np.array_equal(small.ring.ids[rows, 0], ids[-4:]) and small.uses.sum() == 28
+    assert np.array_equal(small.ring.ids[rows, 0], ids[-4:]) and small.totals.uses.sum() == 28
 
 
 def slow_places(values, logits) -> list[int]:
@@ -97,7 +97,7 @@ def test_the_ranking_is_that_of_the_last_token_before_and_after_the_policy(engin
             z, scores = now.logits[layer], np.zeros(8, np.float32)
             learned = state.route_state.copy()          # the range of this token is in it: take it out again
             learned[OWN:] -= [z.max() - z.min(), 1][: learned.size - OWN]
-            resident = t.ring.resident[(now.token - 1) % LOGITS_KEPT, layer]
+            resident = t.ring.resident[(now.token - 1) % len(t.ring.logits), layer]
             routing.rank(z, softmax(z[None])[0], 2, resident, learned, routing.vector(), scores)
             assert ranking.before.dtype == ranking.after.dtype == np.int16
             assert ranking.before.tolist() == slow_places(z, z)
@@ -122,7 +122,7 @@ def walk_forced(engine, ids, gates) -> None:
     for layer, state in enumerate(engine._experts.states):
         walk(state, *forced(np.array(ids), np.array(gates, np.float32), 8), t.room(layer))
         t.routed(layer, 0.0)
-        t.computed(layer, None, 0, 0.0, 0.0)
+        t.computed(layer, 0, 0.0, 0.0)
     t.end()
 
 
@@ -147,6 +147,26 @@ def test_rankings_asked_while_another_thread_generates_are_of_one_token(engine):
     done.set()
     thread.join()
     assert set(seen) <= {tuple(np.sort(chosen)) for chosen in engine.trace.ids[:, 2]} and len(set(seen)) > 1
+
+
+def test_a_digest_may_be_asked_at_any_time_and_is_that_of_the_trace(engine):
+    for step in engine.stream(PROMPT, max_new_tokens=300, stop_at_end=False):
+        if step.index % 70 == 0:
+            assert engine.stats.digest == engine.trace.digest() == engine.trace_of(engine.telemetry.recorder).digest()
+    assert len(engine.trace) == engine.stats.prefill.tokens + engine.stats.decode.tokens == engine.telemetry.token
+    assert engine.stats.digest == engine.trace.digest()
+
+
+def test_an_interrupt_while_a_token_is_entered_does_not_hold_readers_up(engine, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    engine.generate(PROMPT, max_new_tokens=3)
+    token = engine.telemetry.token
+    monkeypatch.setattr("moe_lab.engine.telemetry.enter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(PROMPT, max_new_tokens=3)
+    assert engine.telemetry.snapshot().token == token and not engine.busy
 
 
 def test_swaps_are_explained_with_both_experts_and_what_was_saved(engine):

@@ -350,7 +350,7 @@ def test_the_line_on_a_cell_is_the_engine_s_with_both_ranks(board):
     x, y = board.page.evaluate("""([row, col]) => { const g = JSON.parse(document.querySelector('.moelab canvas.map').dataset.geometry);
         return [(g.left + col * g.w + Math.floor(col / g.group) * g.between + g.w / 2) / g.dpr, (row + 0.5) * g.h / g.dpr]; }""", [layer, expert])
     board.page.hover(f"{BOARD} canvas.map", position={"x": x, "y": y})
-    uses = board.ask(f"int(engine.telemetry.uses[{layer}, {expert}])")
+    uses = board.ask(f"int(engine.telemetry.snapshot().uses[{layer}, {expert}])")
     words = f"rank {before} of 64 for the router, {after} after the policy"
     board.until("([who, rank]) => { const t = document.querySelector('.moelab .cell').textContent; return t.startsWith(who) && t.includes(rank); }",
                 [f"Layer {layer}, expert {expert} ", words])

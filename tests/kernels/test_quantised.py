@@ -50,8 +50,8 @@ def test_half_bytes_are_encoded_as_well_as_the_twin_does(rng, D, F, scale):
         theirs = numbers * scales.astype(np.float32).transpose(0, 2, 1)[..., None]
         mine = q4.numbers_of(blocks) * scales_of(blocks).astype(np.float32).transpose(0, 2, 1)[..., None]
         w = in_panels(part)
-        errors = [((found - w) ** 2).sum(-1) for found in (mine, theirs)]
-        np.testing.assert_allclose(*errors, rtol=1e-2, atol=1e-4 * float(np.square(w).max()))
+        errors = [((found - w) ** 2).sum() for found in (mine, theirs)]
+        assert errors[0] <= 1.002 * errors[1] + 1e-5 * np.square(w).max()
         full = (w != 0).all(-1)             # a few numbers in a group are met equally well by several scales
         assert full.sum() == 0 or (mine == theirs).all(-1)[full].mean() > 0.99
 

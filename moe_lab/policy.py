@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from moe_lab.errors import PolicyError
-from moe_lab.parameters import Parameter, Schedule, Table
+from moe_lab.parameters import ByLayer, Parameter, Schedule, Table
 
-__all__ = ["Parameter", "Policy", "Schedule", "Table", "check_arguments", "declared", "resolve"]
+__all__ = ["Parameter", "Policy", "Schedule", "Table", "check_arguments", "check_layers", "declared", "resolve"]
 
 P = TypeVar("P", bound="Policy")
 D = TypeVar("D")
@@ -179,6 +179,16 @@ def resolve(thing: str | P | type[P], table: Mapping[str, type[P]], kind: str) -
         return policy  # type: ignore[return-value]
     hint = f"; put @ml.{kind}.policy above the function" if callable(thing) else ""
     raise PolicyError(f"a {kind} policy is a name ({_listed(table)}), a policy or its class, not {thing!r}{hint}")
+
+
+def check_layers(policy: Policy, L: int, what: str = "model") -> None:
+    """Raise a PolicyError unless every parameter that is given by layer has ``L`` numbers, one for each of ``what``."""
+    for key, value in policy.values().items():
+        if isinstance(value, ByLayer) and len(value) != L:
+            fitting = ByLayer([*value, *[value[-1]] * L][:L])
+            raise PolicyError(f"{key} of {type(policy).__name__} is given for {len(value)} layers, and the {what} has "
+                              f"{L} MoE layers; type one number for each, such as {key}={fitting:g}, or one for all, "
+                              f"such as {key}={value[0]:g}")
 
 
 def check_arguments(function: Callable[..., Any], wanted: Sequence[str], owner: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import moe_lab as ml
 from moe_lab.errors import PolicyError
 from moe_lab.parameters import Parameter, Schedule, Table
+from moe_lab.policy import check_layers
 from moe_lab.routing import CachePrior, MaxRank
 
 
@@ -49,6 +51,15 @@ def test_what_differs_is_never_taken_for_one_number() -> None:
 def test_a_layer_without_a_number_is_told_how_many_there_are() -> None:
     with pytest.raises(PolicyError, match="has 2 numbers, for layers 0 to 1; there is none for layer 2"):
         CachePrior(penalty=[0.1, 0.2]).at(2)
+
+
+def test_a_list_must_have_a_number_for_each_layer_and_no_more() -> None:
+    for policy in (CachePrior(), CachePrior(penalty=[0.1, 0.2, 0.3]), CachePrior(penalty=Schedule({0: 1, 9: 2}))):
+        check_layers(policy, 3)
+    for numbers, typed in (([0.1, 0.2], "penalty=[0.1, 0.2, 0.2]"), ([0.4] * 4, "penalty=[0.4, 0.4, 0.4]")):
+        with pytest.raises(PolicyError, match=re.escape(f"the trace has 3 MoE layers; type one number for each, such as "
+                                                        f"{typed}, or one for all, such as penalty={numbers[0]}")):
+            check_layers(CachePrior(penalty=numbers), 3, "trace")
 
 
 @pytest.mark.parametrize(("value", "said"), [

@@ -56,17 +56,30 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
     gates = _rows(weights, ids.shape, "weights")
     z = _rows(logits if "logits" in state.eviction.needs else None, (len(ids), state.E), "logits")
     hits = np.empty(ids.shape, np.bool_)
+
+    def settle_stretch(first: int, end: int) -> None:
+        at = slice(first * rows, end * rows)
+        w, logits_here = (each[at] if len(each) == len(ids) else each for each in (gates, z))
+        _replay(state, ids[at], w, logits_here, hits[at], rows)
+
+    state.in_stretches(-(-len(ids) // rows), settle_stretch)
+    return hits
+
+
+def _replay(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, hits: np.ndarray,
+            rows: int) -> None:
+    """Settle tokens in which no parameter changes."""
     try:
-        code = replay_kernel(state.block, ids, gates, z, hits, rows)
+        code = replay_kernel(state.block, ids, gates, logits, hits, rows)
     except Exception as error:
         state.undo()
         upto = int(state.report[0]) + 1
-        raise raised(error, (type(state.eviction),), lambda: _again(state, ids[:upto], gates, z, rows)) from error
+        raise raised(error, (type(state.eviction),),
+                     lambda: _again(state, ids[:upto], gates, logits, rows)) from error
     if code != FINE:
         expert = int(state.report[1])
         state.undo()
         raise nan_keep(state, expert)
-    return hits
 
 
 def lacks(policy: EvictionPolicy, weights: bool, logits: bool) -> str:

@@ -7,7 +7,7 @@ that fails is undone by one copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from moe_lab.kernels import layer as field
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layer import LEFT, opened, remember
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
+from moe_lab.kernels.numbers import Numbers
 from moe_lab.kernels.plugin import addresses, place, raised
 from moe_lab.kernels.pointers import left_at
 from moe_lab.kernels.settle import find_victim
@@ -64,7 +65,7 @@ class LayerState:
     """(2,) int64: token and expert at which a kernel stopped."""
     _memory: np.ndarray
     _shadow: np.ndarray
-    _params: dict[str, np.ndarray]
+    _numbers: Numbers
     _keys: np.ndarray
     _marks: np.ndarray
 
@@ -75,7 +76,7 @@ class LayerState:
 
         Raises:
             BudgetError: fewer slots than ``K``.
-            PolicyError: a policy that does not compile.
+            PolicyError: a policy that does not compile, or whose parameters know no such layer.
         """
         state = cls.__new__(cls)
         state.E, state.K, state.C = E, K, _slots(C, E, K)
@@ -92,7 +93,7 @@ class LayerState:
     def _build(self, routing: RoutingPolicy, eviction: EvictionPolicy) -> None:
         """Lay the memory out for these policies, all zero, and write the block; if a policy refuses, nothing is new."""
         code = {**addresses(type(routing)), **addresses(type(eviction))}
-        params = {"routing_params": routing.vector(), "eviction_params": eviction.vector()}
+        numbers_in_force = Numbers([routing, eviction], self.layer)
         E, columns = self.E, eviction.columns
         sizes = {"clock": 1, "last_use": E, "arrived": E, "uses": E, "own": columns * E,
                  "routing_state": OWN + routing.state_size, "eviction_state": OWN + eviction.state_size,
@@ -107,14 +108,15 @@ class LayerState:
         self.route_state = parts["routing_state"].view(np.float64)
         self.evict_state = parts["eviction_state"].view(np.float64)
         self.routing, self.eviction = routing, eviction
-        self._params = params
-        here = {**parts, **self._params, "memory": self._memory, "shadow": self._shadow, "logits": self.logits,
+        self._numbers = numbers_in_force
+        params = dict(zip(("routing_params", "eviction_params"), self._numbers.vectors, strict=True))
+        here = {**parts, **params, "memory": self._memory, "shadow": self._shadow, "logits": self.logits,
                 "before": self.before, "scores": self.scores, "keys": self._keys, "marks": self._marks,
                 "report": self.report}
         numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
                    "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
-                   "routing_parameters": self._params["routing_params"].size,
-                   "eviction_parameters": self._params["eviction_params"].size, "memory_words": self._memory.size}
+                   "routing_parameters": params["routing_params"].size,
+                   "eviction_parameters": params["eviction_params"].size, "memory_words": self._memory.size}
         values = {**numbers, **{name: array.ctypes.data for name, array in here.items()}, **code}
         self.block[:] = [values[name] for name in field.FIELDS]
         for head in (self.route_state, self.evict_state):
@@ -137,6 +139,28 @@ class LayerState:
         if same_eviction:
             self.stats.own[:], self.evict_state[:] = stats.own, evict_state
 
+    @property
+    def token(self) -> int:
+        """Tokens that the layer has seen; what a schedule counts. Emptying the layer does not set it back, unless
+        what the routing policy has learned goes too."""
+        return int(self.route_state[TOKEN])
+
+    @property
+    def steady(self) -> bool:
+        """Whether no parameter follows a schedule."""
+        return not self._numbers.follow
+
+    def in_stretches(self, tokens: int, work: Callable[[int, int], None]) -> None:
+        """Do ``work(first, end)`` on the next ``tokens`` tokens, cut where a schedule takes another number; if one
+        fails, all is as before the first."""
+        before = self._memory.copy()
+        try:
+            for first, end in self._numbers.stretches(self.token, tokens):
+                work(first, end)
+        except BaseException:
+            self._memory[:] = before
+            raise
+
     def set_routing(self, policy: RoutingPolicy) -> None:
         """Route by ``policy`` from the next token on. A new class starts with a state of its own."""
         self._rebuild(policy, self.eviction)
@@ -148,6 +172,7 @@ class LayerState:
     def resize(self, C: int) -> list[int]:
         """Change the slots to ``C``; returns the experts that had to leave, the lowest keep first."""
         C = _slots(C, self.E, self.K)
+        self._numbers.use(self.token)
         gone = np.full(max(0, int(np.count_nonzero(self.resident)) - C), -1, dtype=np.int32)
         try:
             nan_at = _shrink(self.block, gone)
@@ -178,6 +203,7 @@ class LayerState:
         if not self.resident[expert]:
             return
         self.resident[expert] = False
+        self._numbers.use(self.token)
         try:
             _tell_left(self.block, expert)
         except Exception:
@@ -235,7 +261,7 @@ def _slots(C: int, E: int, K: int) -> int:
 
 def _keeps(state: LayerState) -> list[float | None]:
     """All keeps by the plain function; for the place of an error."""
-    params, now = state.eviction.vector(), int(state.clock[0])
+    params, now = state.eviction.at(state.layer, state.token).vector(), int(state.clock[0])
     hooks = [f for f in (state.eviction.keep, state.eviction.left) if f is not None]
     return [f(int(e), state.stats, state.evict_state.copy(), params, now)
             for e in np.nonzero(state.resident)[0] for f in hooks]

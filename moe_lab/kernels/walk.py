@@ -73,6 +73,17 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
         out = Walked.empty(logits.shape[0], state.K)
     elif out.ids.shape != (logits.shape[0], state.K):
         raise SettingError(f"out has room for {out.ids.shape}, wanted ({logits.shape[0]}, {state.K})")
+    if state.steady:
+        _walk(state, logits, weights, out, 0)
+        return out
+    room = out
+    state.in_stretches(logits.shape[0], lambda first, end: _walk(
+        state, logits[first:end], weights[first:end], Walked(*(array[first:end] for array in room)), first))
+    return out
+
+
+def _walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked, first: int) -> None:
+    """Walk tokens in which no parameter changes, from token ``first`` of the whole walk on."""
     try:
         code = walk_kernel(state.block, logits, weights, *out)
     except Exception as error:
@@ -82,8 +93,7 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
                      lambda: _again(state, logits[:upto], weights[:upto])) from error
     if code != FINE:
         state.undo()
-        raise _failure(state, code, logits)
-    return out
+        raise _failure(state, code, logits, first)
 
 
 def forced(ids: np.ndarray, gates: np.ndarray, E: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +134,9 @@ def _again(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> None:
     walk_slow(state.copy(), logits, weights)
 
 
-def _failure(state: LayerState, code: int, logits: np.ndarray) -> PolicyError:
+def _failure(state: LayerState, code: int, logits: np.ndarray, first: int) -> PolicyError:
     token, expert = (int(x) for x in state.report)
-    at = f"at token {token} of this walk, layer {state.layer}"
+    at = f"at token {first + token} of this walk, layer {state.layer}"
     policy = state.routing
     if code == NAN_KEEP:
         return nan_keep(state, expert)

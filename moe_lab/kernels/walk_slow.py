@@ -23,8 +23,9 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
     """
     T, K = logits.shape[0], state.K
     out = Walked.empty(T, K)
-    routing, eviction = state.routing, state.eviction
     for t in range(T):
+        routing = state.routing.at(state.layer, state.token)
+        eviction = state.eviction.at(state.layer, state.token)
         z, w, scores = logits[t], weights[t], state.scores
         state.logits[:], state.before[:] = z, state.resident
         routing.rank(z, w, K, state.resident, state.route_state, routing.vector(), scores)
@@ -51,8 +52,9 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
 def replay_slow(state: LayerState, ids: np.ndarray, weights: np.ndarray | None = None,
                 logits: np.ndarray | None = None, rows: int = 1) -> np.ndarray:
     """As :func:`moe_lab.kernels.replay.replay_layer`, in plain Python."""
-    hits, policy = np.zeros(ids.shape, dtype=np.bool_), state.eviction
+    hits = np.zeros(ids.shape, dtype=np.bool_)
     for t in range(len(ids)):
+        policy = state.eviction.at(state.layer, state.token)
         if policy.token is not None and logits is not None:
             policy.token(logits[t].astype(np.float32), state.stats, state.evict_state, policy.vector(),
                          int(state.clock[0]))
@@ -73,7 +75,7 @@ def top_k_slow(scores: np.ndarray, logits: np.ndarray, K: int) -> list[int]:
 
 def settle_slow(state: LayerState, ids: np.ndarray, gates: np.ndarray) -> tuple[list[bool], list[int]]:
     """Use ``ids`` (K,), -1 for none, in this order: who hit, and who left for whom."""
-    policy, stats = state.eviction, state.stats
+    policy, stats = state.eviction.at(state.layer, state.token), state.stats
     more: tuple[Any, ...] = (stats, state.evict_state, policy.vector())
     chosen = {int(e) for e in ids if e >= 0}
     hits = [e >= 0 and bool(state.resident[e]) for e in ids]
@@ -100,7 +102,7 @@ def settle_slow(state: LayerState, ids: np.ndarray, gates: np.ndarray) -> tuple[
 
 def weakest_slow(state: LayerState, chosen: set[int], now: int) -> int:
     """The resident outside ``chosen`` with the lowest keep: ties to the least recently used, then the lowest id."""
-    policy, stats = state.eviction, state.stats
+    policy, stats = state.eviction.at(state.layer, state.token), state.stats
     values = {}
     for e in (int(e) for e in np.nonzero(state.resident)[0]):
         if e not in chosen:

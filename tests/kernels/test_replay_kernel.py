@@ -8,9 +8,10 @@ from layers import new_layer, random_ids, random_logits
 
 import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
-from moe_lab.eviction import LFU, MRS, TOKEN, LeastStale
+from moe_lab.eviction import LFU, MRS, TOKEN, AgedLFU, LeastStale
 from moe_lab.kernels.replay import lacks, misses_by_window, replay_kernel, replay_layer
 from moe_lab.kernels.walk_slow import replay_slow
+from moe_lab.policy import Schedule
 
 
 def weigh(expert, weight, hit, stats, state, params, now):
@@ -103,3 +104,20 @@ def test_read_only_ids_are_replayed_without_compiling_again(rng: np.random.Gener
     np.testing.assert_array_equal(replay_layer(ids, None, new_layer(6, 2, 3)), expected)
     np.testing.assert_array_equal(replay_layer(ids.astype(np.int64), None, new_layer(6, 2, 3)), expected)
     assert len(replay_kernel.signatures) == compiled
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("weighed", [True, False])
+def test_a_replay_under_a_schedule_is_the_slow_twins_at_once_or_in_parts(rng, rows, weighed) -> None:
+    policy = AgedLFU(half_life=Schedule({0: 1, 7: 2, 30: 64}))
+    ids = random_ids(rng, 60 * rows, 3, 12)
+    weights = rng.random(ids.shape).astype(np.float32) if weighed else None
+    whole, parts, slow, plain = (new_layer(12, 3, 5, None, one) for one in (policy, policy, policy, AgedLFU(half_life=1)))
+    hits = replay_layer(ids, weights, whole, rows=rows)
+    np.testing.assert_array_equal(hits, replay_slow(slow, ids, weights, rows=rows))
+    cuts = [0, rows, 8 * rows, 8 * rows, 60 * rows]
+    found = [replay_layer(ids[a:b], None if weights is None else weights[a:b], parts, rows=rows)
+             for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    np.testing.assert_array_equal(hits, np.concatenate(found))
+    assert whole.token == parts.token == 60
+    assert (hits != replay_layer(ids, weights, plain, rows=rows)).any()

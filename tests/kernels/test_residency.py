@@ -12,6 +12,8 @@ from moe_lab.eviction import FIFO, LFU, LRU, AgedLFU
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOP_K
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walk_slow import walk_slow
+from moe_lab.policy import Schedule
 from moe_lab.routing import CachePrior, Original
 
 
@@ -98,9 +100,9 @@ def test_a_new_parameter_acts_at_the_next_token(rng: np.random.Generator) -> Non
 
 
 def test_a_policy_that_cannot_be_set_changes_nothing(rng: np.random.Generator) -> None:
-    state = used(new_layer(16, 4, 8), rng)
+    state = used(new_layer(16, 4, 8, layer=2), rng)
     routing, block, memory, resident = state.routing, state.block.copy(), state._memory, state.resident.copy()
-    with pytest.raises(PolicyError, match="differs by layer"):
+    with pytest.raises(PolicyError, match="none for layer 2"):
         state.set_routing(CachePrior(penalty=[0.1, 0.2]))
     assert state._memory is memory
     assert (state.block == block).all()
@@ -205,3 +207,67 @@ def test_a_keep_that_fails_while_shrinking_changes_nothing() -> None:
 
 def test_a_repr_says_how_full_it_is() -> None:
     assert repr(new_layer(8, 2, 4)) == "LayerState(layer 0: 0 of 4 slots, 8 experts, top-2, Original(), LRU(), tick 0)"
+
+
+RAMP = Schedule({0: 0.0, 20: 0.4, 21: 0.0, 33: 0.8})
+FORGET = Schedule({0: 1, 10: 4, 40: 32})
+
+
+@pytest.mark.parametrize("routing", [CachePrior(penalty=RAMP), CachePrior(penalty=[0.9, 0.1, 0.5], keep_top=2)])
+@pytest.mark.parametrize("eviction", [LRU(), AgedLFU(half_life=FORGET), AgedLFU(half_life=[1, 8, 64])])
+def test_one_pass_under_a_schedule_is_the_same_tokens_one_by_one(rng, routing, eviction) -> None:
+    """And as the slow twin, which asks the policy at every token; a resize between them sees the same numbers."""
+    logits = random_logits(rng, 60, 16, skew=1)
+    weights = softmax(logits)
+    one, other, slow = (new_layer(16, 4, 7, routing, eviction, layer=2) for _ in range(3))
+    for first, end, slots in ((0, 0, 7), (0, 37, 7), (37, 38, 5), (38, 60, 9)):
+        walked = walk(one, logits[first:end], weights[first:end])
+        twin = walk_slow(slow, logits[first:end], weights[first:end])
+        single = [walk(other, logits[t : t + 1], weights[t : t + 1]) for t in range(first, end)]
+        for name in ("ids", "hits", "evicted", "rank", "gates"):
+            np.testing.assert_array_equal(getattr(walked, name), getattr(twin, name), err_msg=name)
+            if single:
+                rows = np.concatenate([getattr(each, name) for each in single])
+                np.testing.assert_array_equal(getattr(walked, name), rows, err_msg=name)
+        assert one.resize(slots) == other.resize(slots) == slow.resize(slots)
+        assert changing(one) == changing(other)
+    values = [*routing.values().values(), *eviction.values().values()]
+    assert one.token == 60 and one.routing == routing
+    assert one.steady is not any(isinstance(value, Schedule) for value in values)
+
+
+def test_a_schedule_does_what_setting_each_number_in_its_turn_does(rng: np.random.Generator) -> None:
+    logits = random_logits(rng, 60, 16, skew=1)
+    weights = softmax(logits)
+    one, other = new_layer(16, 4, 7, CachePrior(penalty=RAMP), AgedLFU(half_life=FORGET)), new_layer(16, 4, 7)
+    walked = walk(one, logits, weights)
+    for first, end, penalty, half_life in ((0, 10, 0, 1), (10, 20, 0, 4), (20, 21, 0.4, 4), (21, 33, 0, 4),
+                                           (33, 40, 0.8, 4), (40, 60, 0.8, 32)):
+        other.set_routing(CachePrior(penalty=penalty))
+        other.set_eviction(AgedLFU(half_life=half_life))
+        np.testing.assert_array_equal(walk(other, logits[first:end], weights[first:end]).ids, walked.ids[first:end])
+    assert changing(one) == changing(other)
+
+
+def test_a_walk_that_fails_in_a_later_stretch_is_undone_from_the_first(rng: np.random.Generator) -> None:
+    state = used(new_layer(16, 4, 7, CachePrior(penalty=RAMP), AgedLFU(half_life=FORGET)), rng, T=5)
+    before, logits = changing(state), random_logits(rng, 50, 16)
+    logits[44, 3] = np.nan
+    with pytest.raises(PolicyError, match="NaN at token 44 of this walk"):
+        walk(state, logits, softmax(logits))
+    assert changing(state) == before
+    good, again = random_logits(rng, 50, 16), state.copy()
+    np.testing.assert_array_equal(walk(state, good, softmax(good)).ids, walk(again, good, softmax(good)).ids)
+
+
+def test_an_emptied_layer_goes_on_with_its_schedule_unless_it_forgets_all(rng: np.random.Generator) -> None:
+    state = used(new_layer(16, 4, 7, CachePrior(penalty=Schedule({0: 0.0, 10: 5.0}))), rng, T=30)
+    state.reset()
+    assert state.token == 30
+    logits = random_logits(rng, 8, 16)
+    state.fill([5, 6, 7])
+    assert walk(state, logits, softmax(logits)).rank.max() > 4
+    state.reset(keep_routing_state=False)
+    assert state.token == 0
+    state.fill([5, 6, 7])
+    assert walk(state, logits, softmax(logits)).rank.max() < 4

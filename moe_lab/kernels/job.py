@@ -34,21 +34,21 @@ filled = jit(cache=False)(whole)
 
 
 class Job:
-    """``block`` (int64) and scratch for at most K experts of widths D and F.
+    """``block`` (int64) and scratch for at most K experts of widths D and F, for one token or for ``rows``.
 
     Scratch is zero where no kernel writes, so what fills up a group stays zero.
     """
 
-    def __init__(self, D: int, F: int, K: int, activation: int) -> None:
+    def __init__(self, D: int, F: int, K: int, activation: int, rows: int = 1) -> None:
         wide, deep = (whole(size, GROUP) for size in (D, F))
         self.block = np.zeros(len(FIELDS), dtype=np.int64)
         self.block[:4] = D, F, K, activation
         self._scratch: dict[int, np.ndarray] = {
-            X_BYTES: np.zeros(wide, np.int8), X_SCALES: np.zeros(wide // GROUP, np.float32),
-            X_SUMS: np.zeros(wide // GROUP, np.int32), H: np.zeros((K, deep), np.float32),
+            X_BYTES: np.zeros((rows, wide), np.int8), X_SCALES: np.zeros((rows, wide // GROUP), np.float32),
+            X_SUMS: np.zeros((rows, wide // GROUP), np.int32), H: np.zeros((K, deep), np.float32),
             U: np.zeros((K, deep), np.float32), H_BYTES: np.zeros((K, deep), np.int8),
             H_SCALES: np.zeros((K, deep // GROUP), np.float32), H_SUMS: np.zeros((K, deep // GROUP), np.int32),
-            PART: np.zeros(wide, np.float32),
+            PART: np.zeros((rows, wide), np.float32),
         }
         for field, memory in self._scratch.items():
             self.block[field] = memory.ctypes.data
@@ -57,9 +57,9 @@ class Job:
 _jobs = threading.local()
 
 
-def job_of(D: int, F: int, K: int, activation: int) -> Job:
+def job_of(D: int, F: int, K: int, activation: int, rows: int = 1) -> Job:
     """This thread's job for experts of these sizes."""
-    key = D, F, K, activation
+    key = D, F, K, activation, rows
     try:
         found: dict[tuple[int, ...], Job] = _jobs.found
     except AttributeError:

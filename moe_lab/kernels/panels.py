@@ -57,14 +57,7 @@ def products(path: str, bits: int) -> Products:
     """The products of a path of ``instructions.NEEDS``; what it needs must be there before they are compiled."""
     if path == "portable":
         return Products(panel_q8, 0) if bits == 8 else Products(panel_q4, 8)
-    if path == "avx2":
-        return _by_blocks(8, _eight(dots.dot_avx2, False), 0) if bits == 8 else _by_blocks(4, _four_avx2, 8)
-    dot, unsigned = {"avx512": (dots.dot_avx512, True), "avxvnni": (dots.dot_avxvnni, True),
-                     "neon": (dots.dot_neon, False)}[path]
-    return _by_blocks(8, _eight(dot, unsigned), 128 * unsigned) if bits == 8 else _by_blocks(4, _four(dot), 8)
-
-
-def _by_blocks(bits: int, block: Callable[..., Any], above: int) -> Products:
+    block, above = _block(path, bits)
     size = BLOCK[bits]
 
     @jit(cache=False)
@@ -77,6 +70,65 @@ def _by_blocks(bits: int, block: Callable[..., Any], above: int) -> Products:
         store_f32(out, total)
 
     return Products(panel, above)
+
+
+def row_products(path: str, bits: int) -> Callable[..., Any]:
+    """A panel times ``count`` vectors: ``(weights, groups, count, bytes, scales, sums, out, step)``.
+
+    Vectors lie one after the other; their products, 16 float32 each, go to ``out``, ``out`` + ``step``, ... The bits
+    are those of ``Products.panel``. Where registers are many and wide, four vectors share one reading of the weights.
+    """
+    panel, size = products(path, bits).panel, BLOCK[bits]
+    if path not in ("avx512", "avxvnni") and (path, bits) != ("avx2", 4):
+
+        @jit(cache=False)
+        def one_by_one(weights, groups, count, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
+            for m in range(count):
+                panel(weights, groups, x + m * GROUP * groups, scales + m * 4 * groups, sums + m * 4 * groups,
+                      out + m * step)
+
+        return one_by_one
+    block, _ = _block(path, bits)
+
+    @jit(cache=False)
+    def four(weights, groups, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
+        a, b, c, d = no_floats(), no_floats(), no_floats(), no_floats()
+        wide, high = GROUP * groups, 4 * groups         # from a vector to the next: its bytes; its scales, its sums
+        for g in range(groups):
+            w, scale = weights + SCALES, load_f16(weights)
+            a = fma(to_floats(block(w, x, spread_i32(sums))), mul(scale, spread_f32(scales)), a)
+            b = fma(to_floats(block(w, x + wide, spread_i32(sums + high))),
+                    mul(scale, spread_f32(scales + high)), b)
+            c = fma(to_floats(block(w, x + 2 * wide, spread_i32(sums + 2 * high))),
+                    mul(scale, spread_f32(scales + 2 * high)), c)
+            d = fma(to_floats(block(w, x + 3 * wide, spread_i32(sums + 3 * high))),
+                    mul(scale, spread_f32(scales + 3 * high)), d)
+            weights, x, scales, sums = weights + size, x + GROUP, scales + 4, sums + 4
+        store_f32(out, a)
+        store_f32(out + step, b)
+        store_f32(out + 2 * step, c)
+        store_f32(out + 3 * step, d)
+
+    @jit(cache=False)
+    def by_fours(weights, groups, count, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
+        whole = count - count % 4
+        for m in range(0, whole, 4):
+            place = m * 4 * groups
+            four(weights, groups, x + m * GROUP * groups, scales + place, sums + place, out + m * step, step)
+        for m in range(whole, count):
+            place = m * 4 * groups
+            panel(weights, groups, x + m * GROUP * groups, scales + place, sums + place, out + m * step)
+
+    return by_fours
+
+
+def _block(path: str, bits: int) -> tuple[Callable[..., Any], int]:
+    """``(weights, bytes, first) -> first + 32 columns of 16 rows times bytes``, in int32, and ``Products.above``."""
+    if path == "avx2":
+        return (_eight(dots.dot_avx2, False), 0) if bits == 8 else (_four_avx2, 8)
+    dot, unsigned = {"avx512": (dots.dot_avx512, True), "avxvnni": (dots.dot_avxvnni, True),
+                     "neon": (dots.dot_neon, False)}[path]
+    return (_eight(dot, unsigned), 128 * unsigned) if bits == 8 else (_four(dot), 8)
 
 
 def _eight(dot: Callable[..., Any], unsigned: bool) -> Callable[..., Any]:

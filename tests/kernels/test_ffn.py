@@ -90,7 +90,7 @@ def test_an_experts_error_is_within_the_formats_bound(rng, name):
 def test_rows_have_the_very_bits_of_tokens(rng, name):
     format = FORMS[name]
     arena = experts(rng, format, 256, 64, 3)
-    rows, out = rng.standard_normal((5, 256)).astype(np.float32), np.full((5, 256), np.nan, np.float32)
+    rows, out = rng.standard_normal((135, 256)).astype(np.float32), np.full((135, 256), np.nan, np.float32)
     format.ffn_rows(rows, arena[1], out, 64, "silu")
     for x, y in zip(rows, out, strict=True):
         np.testing.assert_array_equal(y, token(format, x, arena, np.array([1], np.int32), np.ones(1, np.float32), 64))

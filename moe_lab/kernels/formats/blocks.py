@@ -7,6 +7,9 @@ is one stream of bytes that a token reads front to back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from moe_lab.kernels.activation import gated
@@ -34,7 +37,7 @@ from moe_lab.kernels.job import (
     filled,
     whole,
 )
-from moe_lab.kernels.panels import BLOCK, SCALES, products
+from moe_lab.kernels.panels import BLOCK, SCALES, products, row_products
 from moe_lab.kernels.pointers import floats_at
 
 
@@ -75,20 +78,25 @@ def scales_of(blocks: np.ndarray) -> np.ndarray:
     return blocks[..., :SCALES].view(np.float16)
 
 
+@jit(cache=False)
+def quantise_vector(x, size, bytes, scales, sums, spare, above):  # type: ignore[no-untyped-def]
+    """``quantise`` of ``size`` numbers at address ``x``, the last group filled up; ``spare`` has room for a group."""
+    full, left = size // GROUP, size % GROUP
+    quantise(x, full, bytes, scales, sums, above)
+    if left:
+        some, rest = floats_at(x + 4 * GROUP * full, left), floats_at(spare, GROUP)
+        for i in range(GROUP):
+            rest[i] = some[i] if i < left else np.float32(0)
+        quantise(spare, 1, bytes + GROUP * full, scales + 4 * full, sums + 4 * full, above)
+
+
 def block_steps(bits: int, path: str) -> Steps:
     """The steps over numbers of ``bits`` bits, with the products of a path of ``instructions``."""
     (panel, above), size = products(path, bits), BLOCK[bits]
 
     @jit(cache=False)
     def prepare(job):  # type: ignore[no-untyped-def]
-        D = job[WIDTH]
-        full, left = D // GROUP, D % GROUP
-        quantise(job[X], full, job[X_BYTES], job[X_SCALES], job[X_SUMS], above)
-        if left:
-            x, rest = floats_at(job[X], D), floats_at(job[PART], GROUP)
-            for i in range(GROUP):
-                rest[i] = x[full * GROUP + i] if i < left else np.float32(0)
-            quantise(job[PART], 1, job[X_BYTES] + full * GROUP, job[X_SCALES] + 4 * full, job[X_SUMS] + 4 * full, above)
+        quantise_vector(job[X], job[WIDTH], job[X_BYTES], job[X_SCALES], job[X_SUMS], job[PART], above)
 
     @jit(cache=False)
     def up(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
@@ -122,3 +130,47 @@ def block_steps(bits: int, path: str) -> Steps:
             out[r] += gate * part[r]
 
     return Steps(f"q{bits} {path}", prepare, up, down)
+
+
+ROWS = 128
+"""Tokens that share one reading of an expert's weights; more are taken in turns."""
+
+
+def block_rows_kernel(bits: int, path: str) -> Callable[..., Any]:
+    """The kernel of one expert for many tokens, ``(block of a job of ROWS, x (N, D), slot (B,), out (N, D))``: the bits
+    of one token after the other, but each panel is multiplied by all of them while it is near."""
+    product, above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
+
+    @jit(cache=False)
+    def some(job, x, slot, out):  # type: ignore[no-untyped-def]
+        """At most ROWS tokens."""
+        (n, D), F = x.shape, job[HIDDEN]
+        wide, deep = filled(D, GROUP), filled(F, GROUP)
+        across, within, pairs = wide // GROUP, deep // GROUP, filled(F, PANEL) // PANEL
+        for m in range(n):
+            place = 4 * m * across
+            quantise_vector(x[m].ctypes.data, D, job[X_BYTES] + m * wide, job[X_SCALES] + place, job[X_SUMS] + place,
+                            job[PART], above)
+        at, step = slot.ctypes.data, across * size
+        for p in range(pairs):
+            product(at, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p, 4 * deep)
+            product(at + step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[U] + 64 * p, 4 * deep)
+            at += 2 * step
+        for m in range(n):
+            h, place = job[H] + 4 * m * deep, 4 * m * within
+            gated(floats_at(h, F), floats_at(job[U] + 4 * m * deep, F), job[ACTIVATION])
+            quantise(h, within, job[H_BYTES] + m * deep, job[H_SCALES] + place, job[H_SUMS] + place, above)
+        for p in range(filled(D, PANEL) // PANEL):
+            product(at, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS], job[PART] + 64 * p, 4 * wide)
+            at += within * size
+        for m in range(n):
+            part = floats_at(job[PART] + 4 * m * wide, D)
+            for r in range(D):
+                out[m, r] = part[r]
+
+    @jit(name=f"rows q{bits} {path}")
+    def rows(job, x, slot, out):  # type: ignore[no-untyped-def]
+        for first in range(0, x.shape[0], ROWS):
+            some(job, x[first : first + ROWS], slot, out[first : first + ROWS])
+
+    return rows

@@ -13,8 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_lab.kernels.activation import TWINS, activation_number
-from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
-from moe_lab.kernels.formats.blocks import block_steps, matrices, out_of_panels, scales_of, slot_bytes
+from moe_lab.kernels.expert import token_kernel
+from moe_lab.kernels.formats.blocks import (
+    ROWS,
+    block_rows_kernel,
+    block_steps,
+    matrices,
+    out_of_panels,
+    scales_of,
+    slot_bytes,
+)
 from moe_lab.kernels.formats.encode import encode_whole, encoder
 from moe_lab.kernels.groups import quantise_slow
 from moe_lab.kernels.instructions import chosen
@@ -93,8 +101,8 @@ class Quantised:
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
-        job = job_of(x.shape[1], F, 1, activation_number(activation))
-        self._rows(job.block, x, slot, ONE, out)
+        job = job_of(x.shape[1], F, ROWS, activation_number(activation), ROWS)
+        self._rows(job.block, x, slot, out)
 
     def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                        activation: str) -> np.ndarray:
@@ -127,5 +135,4 @@ def _encoder(code: Code) -> Callable[..., Any]:
 @functools.cache
 def _kernels(bits: int, path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The kernels ``token`` and ``rows``; compiled when they are first called."""
-    steps = block_steps(bits, path)
-    return token_kernel(steps), rows_kernel(steps)
+    return token_kernel(block_steps(bits, path)), block_rows_kernel(bits, path)

@@ -35,7 +35,7 @@ from moe_lab.kernels.residency import LayerState
 from moe_lab.models import StreamedModel
 from moe_lab.models.decoder import Decoder, read_decoder
 from moe_lab.models.quantised import dense_bytes_touched
-from moe_lab.policy import resolve
+from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import ModelSpec
 from moe_lab.store import Disk
@@ -120,12 +120,17 @@ class Engine:
 
     @property
     def routing(self) -> RoutingPolicy:
-        """The routing policy; set an instance, a class or a name, in force at the next token."""
+        """The routing policy; set an instance, a class or a name, in force at the next token.
+
+        A parameter may be a list, one number for each MoE layer, or an ``ml.Schedule`` over the tokens that a layer has
+        seen since the engine was loaded (in a score or a sweep: since it began); emptying the cache sets none back.
+        """
         return self._routing
 
     @routing.setter
     def routing(self, policy: RoutingPolicy | type[RoutingPolicy] | str) -> None:
         chosen = resolve(policy, ROUTING, "routing")
+        check_layers(chosen, self.spec.L)
         if self._blocks.rules is None and chosen.lossy:
             raise SettingError(f"routing policies are off for this model: {self.spec.routing}")
 
@@ -138,12 +143,14 @@ class Engine:
 
     @property
     def eviction(self) -> EvictionPolicy:
-        """The eviction policy; set an instance, a class or a name, in force at the next token."""
+        """The eviction policy; set an instance, a class or a name, in force at the next token. Parameters as in
+        ``routing``."""
         return self._eviction
 
     @eviction.setter
     def eviction(self, policy: EvictionPolicy | type[EvictionPolicy] | str) -> None:
         chosen = resolve(policy, EVICTION, "eviction")
+        check_layers(chosen, self.spec.L)
 
         def change() -> None:
             for state in self._experts.states:
@@ -464,10 +471,11 @@ class Engine:
         The engine is owned meanwhile; one may stand inside another.
         """
         spec, experts, blocks = self.spec, self._experts, self._blocks
-        states = [
-            LayerState.new(spec.experts, spec.top_k, slots or experts.slots, routing or self._routing,
-                           eviction or self._eviction, layer, self.seed) for layer in range(spec.L)
-        ]
+        routing, eviction = routing or self._routing, eviction or self._eviction
+        for policy in (routing, eviction):
+            check_layers(policy, spec.L)
+        states = [LayerState.new(spec.experts, spec.top_k, slots or experts.slots, routing, eviction, layer, self.seed)
+                  for layer in range(spec.L)]
         own = Telemetry(states, capacity=64)
         with self._owner.held():
             before = experts.states, experts.held, blocks.telemetry, blocks.settle

@@ -17,7 +17,7 @@ from moe_lab.kernels.formats import FORMATS
 from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import DTYPES, open_model, resolve_model, study
-from moe_lab.policy import resolve
+from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import WeightFormat
 from moe_lab.store import Disk, ExpertStore, Readers
@@ -71,6 +71,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if part not in FORMATS:
         raise SettingError(f"dense={dense!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
+    for policy in (chosen_routing, chosen_eviction):
+        check_layers(policy, spec.L)
     slots = slots_for(cache, spec, name)
     if studied.rules is None and chosen_routing.lossy:
         raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {spec.routing}")

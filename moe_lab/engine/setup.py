@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.errors import PolicyError, SettingError
+from moe_lab.parameters import Schedule
 from moe_lab.policy import P, Policy
 from moe_lab.spec import ModelSpec
 
@@ -34,9 +35,9 @@ class Setup:
     """
 
     eviction: str
-    eviction_values: Mapping[str, float]
+    eviction_values: Mapping[str, Any]
     routing: str
-    routing_values: Mapping[str, float]
+    routing_values: Mapping[str, Any]
     cache: int
     """Slots a layer."""
     weights: str
@@ -100,11 +101,21 @@ class Setup:
         if name not in table:
             raise PolicyError(f"this setup was tuned with the {kind} policy {name!r}, which is not one of MoE Lab's; "
                               f"define it and type {kind}=... beside setup=")
-        return table[name](**values)
+        return table[name](**{key: _read(value) for key, value in values.items()})
 
 
 def setup_of(routing: Policy, eviction: Policy, cache: int, weights: str, spec: ModelSpec,
              evidence: Mapping[str, Any]) -> Setup:
     """The setup of policies on a model."""
-    return Setup(eviction.name, eviction.values(), routing.name, routing.values(), cache, weights, shape_of(spec),
+    return Setup(eviction.name, _written(eviction), routing.name, _written(routing), cache, weights, shape_of(spec),
                  evidence)
+
+
+def _written(policy: Policy) -> dict[str, Any]:
+    """Parameters and learned tables as JSON holds them: a schedule as its steps, what is given by layer as a list."""
+    values = {**policy.values(), **{key: getattr(policy, key) for key in policy.tables()}}
+    return {key: {"schedule": value.steps} if isinstance(value, Schedule) else value for key, value in values.items()}
+
+
+def _read(value: Any) -> Any:
+    return Schedule(value["schedule"]) if isinstance(value, dict) and "schedule" in value else value

@@ -14,7 +14,7 @@ from moe_lab.evaluation.measure import Setting
 from moe_lab.evaluation.naming import listed, one_name_one_policy
 from moe_lab.eviction import EVICTION, LRU
 from moe_lab.kernels.residency import LayerState
-from moe_lab.policy import resolve
+from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, Original
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def grid(engine: Engine, routing: Any, eviction: Any, cache: Any) -> tuple[list[
         raise SettingError("nothing to sweep: give at least one routing policy, one eviction policy and one cache size")
     for policies in (routings, evictions):
         one_name_one_policy(policies)
+        for one in policies:
+            check_layers(one, spec.L)
     for policy in routings:
         if policy.lossy and not engine.routes:
             raise SettingError(f"routing={policy!r}: routing policies are off for this model: {spec.routing}")

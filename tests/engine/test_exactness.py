@@ -20,6 +20,7 @@ POLICIES = [
     ml.routing.CachePrior(penalty=1.0, keep_top=0),
     ml.routing.MaxRank(window=5, keep_top=1),
     ml.routing.CumulativeThreshold(mass=0.7, keep_top=1),
+    ml.routing.CachePrior(penalty=ml.routing.Schedule({0: 0, 12: 0.5, 30: 0, 40: 1.5})),
 ]
 EVICTIONS = ["lru", "fifo", "lfu", "aged-lfu", "random"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from layers import new_layer, random_ids, random_logits
@@ -112,12 +114,13 @@ def test_a_replay_under_a_schedule_is_the_slow_twins_at_once_or_in_parts(rng, ro
     policy = AgedLFU(half_life=Schedule({0: 1, 7: 2, 30: 64}))
     ids = random_ids(rng, 60 * rows, 3, 12)
     weights = rng.random(ids.shape).astype(np.float32) if weighed else None
-    whole, parts, slow, plain = (new_layer(12, 3, 5, None, one) for one in (policy, policy, policy, AgedLFU(half_life=1)))
+    whole, parts, slow = (new_layer(12, 3, 5, None, policy) for _ in range(3))
+    plain = new_layer(12, 3, 5, None, AgedLFU(half_life=1))
     hits = replay_layer(ids, weights, whole, rows=rows)
     np.testing.assert_array_equal(hits, replay_slow(slow, ids, weights, rows=rows))
     cuts = [0, rows, 8 * rows, 8 * rows, 60 * rows]
     found = [replay_layer(ids[a:b], None if weights is None else weights[a:b], parts, rows=rows)
-             for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+             for a, b in itertools.pairwise(cuts)]
     np.testing.assert_array_equal(hits, np.concatenate(found))
     assert whole.token == parts.token == 60
     assert (hits != replay_layer(ids, weights, plain, rows=rows)).any()

@@ -137,6 +137,19 @@ test("a value above an open end stands at the end of the slider", () => assert.e
 test("whole numbers stay whole", () => assert.equal(lab.toValue(parameter({ low: 1, high: 8, integer: true }), 0.33), 3));
 test("axes end at a round number", () => assert.deepEqual([0, 0.7, 1, 23, 26, 510].map(lab.roundUp), [1, 1, 1, 25, 50, 1000]));
 
+test("one value that towers over all others does not flatten them", () => {
+  assert.equal(lab.ceiling([...Array(99).fill(2), 2000]), 2.5);
+  assert.equal(lab.ceiling([1, 2, 3, 4]), 4);
+  assert.equal(lab.ceiling([...Array(99).fill(0), 5]), 5);
+  assert.equal(lab.ceiling([]), 0);
+});
+test("many points are thinned to means of neighbours, few stay as they are", () => {
+  const points = Array.from({ length: 1200 }, (_, i) => [i, 2 * i]);
+  const thin = lab.thinned(points, 300);
+  assert.equal(thin.length, 300);
+  assert.deepEqual([thin[0], thin[299]], [[1.5, 3], [1197.5, 2395]]);
+  assert.equal(lab.thinned(points.slice(0, 300), 300).length, 300);
+});
 test("a spark line holds ten seconds", () => {
   const points = Array.from({ length: 300 }, (_, i) => [i, i / 10]);
   assert.equal(lab.lately(points).length, 101);
@@ -155,6 +168,12 @@ test("a new run empties the text and keeps the lines", () => {
   s.take(news({ text: [0, [["a", 0, 0]]], points: [0, [[1, 0, 0, 0, 0, 0, 0, 0, 0]]] }), [bytes(1, 2)]);
   s.take(news({ run: 2, text: [0, [["z", 0, 0]]], points: [1, []] }), [bytes(1, 2)]);
   assert.deepEqual([s.text.map((t) => t[0]), s.points.length], [["z"], 1]);
+});
+test("the prompt of a run is kept until the next run brings its own", () => {
+  const s = new lab.Store();
+  s.take(news({ prompt: "def f(" }), [bytes(1, 2)]);
+  s.take(news({}), [bytes(1, 2)]);
+  assert.equal(s.prompt, "def f(");
 });
 test("a full message replaces what was there", () => {
   const s = new lab.Store();

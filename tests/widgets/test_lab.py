@@ -482,6 +482,18 @@ def test_result_without_a_run_says_what_to_type(lab):
 # ------------------------------------------------------------------------------------------ messages
 
 
+def test_the_first_picture_of_a_run_brings_its_prompt_whatever_is_typed_meanwhile(lab, engine, until):
+    messages = sent(lab)
+    lab.start("def f(", max_new_tokens=100_000)
+    lab.prompt = "class A:"
+    until(lambda: len(messages) > 2)
+    assert [m[0]["prompt"] for m in messages if "prompt" in m[0]] == ["def f("]
+    lab.stop()
+    lab.start([1, 2, 3], max_new_tokens=3)
+    lab.result(5)
+    assert messages[-1][0]["prompt"] == "[3 token ids]\n"
+
+
 def test_a_view_that_says_hello_gets_everything_from_the_beginning(lab, engine):
     lab.start("a", max_new_tokens=30)
     lab.result(5)

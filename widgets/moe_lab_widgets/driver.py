@@ -32,13 +32,14 @@ class ThreadDriver:
     """Generates in a background thread.
 
     ``open_stream(ids)`` opens the stream after the ids generated so far: an engine's stream is over once it has
-    raised, but a policy that broke can be exchanged and the run resumed. ``sampling`` holds for the run unless changed.
+    raised, but a policy that broke can be exchanged and the run resumed. ``prompt`` is shown, ``sampling``
+    holds unless changed.
     """
 
     foreground = False
 
     def __init__(self, session: Session, open_stream: Callable[[list[int]], Iterator[Any]], paused: bool,
-                 sampling: dict[str, Any]) -> None:
+                 prompt: str, sampling: dict[str, Any]) -> None:
         self._session = session
         self._stream: Iterator[Any] | None = None
         self._open = open_stream
@@ -48,7 +49,7 @@ class ThreadDriver:
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self._standing, self._over = threading.Event(), threading.Event()
-        session.began(self, sampling)
+        session.began(self, prompt, sampling)
         self._thread = threading.Thread(target=self._run, name="moe-lab", daemon=True)
         self._thread.start()
 

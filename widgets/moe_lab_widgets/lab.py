@@ -177,6 +177,8 @@ class Lab(LabState):
         engine.stream(prompt, **chosen)               # refuses bad settings here, in the caller's thread
         drawn = {name: chosen.pop(name) for name in SAMPLING}
 
+        words = prompt if isinstance(prompt, str) else f"[{len(prompt)} token ids]\n"
+
         def open_stream(ids: list[int]) -> Iterator[Any]:
             """The stream after ``ids``, with the sampling that holds by then."""
             tokens = prompt
@@ -185,7 +187,7 @@ class Lab(LabState):
             left = {**chosen, "max_new_tokens": chosen["max_new_tokens"] - len(ids)}
             return iter(engine.stream(tokens, **left, **vars(session.sampling)))
 
-        self._last_driver = ThreadDriver(session, open_stream, paused, drawn)
+        self._last_driver = ThreadDriver(session, open_stream, paused, words, drawn)
         self.max_new_tokens = chosen["max_new_tokens"]
 
     # --- wishes ----------------------------------------------------------------------------------------------

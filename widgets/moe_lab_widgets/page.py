@@ -61,7 +61,8 @@ class Page:
     def _news(self, with_curve: bool) -> dict[str, Any]:
         """Everything since the last message: numbers, text, points; marks and sentences where they changed."""
         session, history = self._session, self._session.history
-        if self._run != history.run:
+        new_run = self._run != history.run
+        if new_run:
             self._run, self._text = history.run, 0
         numbers = history.numbers()
         first, pieces = history.text_since(self._text)
@@ -72,6 +73,8 @@ class Page:
             "numbers": [numbers.tokens_per_s, numbers.hit_rate, numbers.read_bytes_per_token, numbers.swapped_share],
             "cost": round(session.cost, 4),
         }
+        if new_run:
+            news["prompt"] = session.prompt
         if self._marked != history.marked:
             self._marked = history.marked
             news["marks"] = history.marks()

@@ -210,9 +210,14 @@ export function roundUp(x) {
 
 // ------------------------------------------------------------------------------------------------ 7 charts
 
+/** How large canvases are shown. Asking the page makes it lay itself out, so it is asked when its width changes only.
+ *  @type {WeakMap<HTMLCanvasElement, [number, number]>} */
+const SIZES = new WeakMap();
+/** @param {HTMLElement} root */
+const measure = (root) => root.querySelectorAll("canvas").forEach((c) => SIZES.set(c, [c.clientWidth, c.clientHeight]));
 /** Make a canvas as large as it is shown and clear it. @param {HTMLCanvasElement} canvas @returns {[CanvasRenderingContext2D, number, number]} */
 function sheet(canvas) {
-  const dpr = window.devicePixelRatio || 1, w = canvas.clientWidth, h = canvas.clientHeight;
+  const dpr = window.devicePixelRatio || 1, [w, h] = SIZES.get(canvas) || [0, 0];
   if (canvas.width !== Math.round(w * dpr) || canvas.height !== Math.round(h * dpr)) { canvas.width = Math.round(w * dpr); canvas.height = Math.round(h * dpr); }
   const c = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   c.setTransform(dpr, 0, 0, dpr, 0, 0);
@@ -234,7 +239,24 @@ function trace(c, xy, stroke, fill, floor = 0) {
 /** Points of the last ten seconds of generation. @param {number[][]} points @param {number} [seconds] */
 export function lately(points, seconds = 10) {
   const last = points.length ? points[points.length - 1][1] : 0;
-  return points.filter((p) => p[1] >= last - seconds);
+  let from = points.length;
+  while (from > 0 && points[from - 1][1] >= last - seconds) from--;
+  return points.slice(from);
+}
+/** The largest value to draw to: one that towers over all others (a kernel was compiled, a disk woke up) leaves the picture.
+ *  @param {number[]} values */
+export function ceiling(values) {
+  const sorted = [...values].sort((a, b) => a - b), max = sorted[sorted.length - 1] || 0, usual = sorted[Math.floor(0.97 * (sorted.length - 1))] || 0;
+  return usual > 0 && max > 3 * usual ? 1.25 * usual : max;
+}
+/** At most about `most` points: means of neighbours. @param {number[][]} points @param {number} most */
+export function thinned(points, most) {
+  const k = Math.ceil(points.length / most);
+  if (k <= 1) return points;
+  return Array.from({ length: Math.ceil(points.length / k) }, (_, i) => {
+    const some = points.slice(i * k, (i + 1) * k);
+    return some[0].map((_, j) => some.reduce((sum, q) => sum + q[j], 0) / some.length);
+  });
 }
 /** @param {HTMLCanvasElement} canvas @param {number[][]} points @param {(p: number[]) => number} value @param {number} top @param {Palette} p @param {Ink} ink */
 function spark(canvas, points, value, top, p, ink) {
@@ -242,8 +264,8 @@ function spark(canvas, points, value, top, p, ink) {
   c.strokeStyle = ink.line; c.lineWidth = 1; c.beginPath(); c.moveTo(0, h - 0.5); c.lineTo(w, h - 0.5); c.stroke();
   const recent = lately(points);
   if (recent.length < 2) return;
-  const end = recent[recent.length - 1][1], max = top || Math.max(1e-9, ...recent.map(value)) * 1.08;
-  const xy = recent.map((q) => [w - 4 - ((end - q[1]) / 10) * (w - 4), h - 3 - (value(q) / max) * (h - 6)]);
+  const end = recent[recent.length - 1][1], max = top || Math.max(1e-9, ceiling(recent.map(value))) * 1.08;
+  const xy = recent.map((q) => [w - 4 - ((end - q[1]) / 10) * (w - 4), h - 3 - Math.min(1, value(q) / max) * (h - 6)]);
   trace(c, xy, css(p.low), css(p.low, 0.12), h - 1);
   const [x, y] = xy[xy.length - 1];
   c.fillStyle = css(p.low); c.beginPath(); c.arc(x, y, 2.5, 0, 7); c.fill();
@@ -292,8 +314,8 @@ function drawStrip(canvas, s, points, marks, p, ink) {
   if (!points.length) return;
   const first = points[0][0], last = Math.max(points[points.length - 1][0], first + 20);
   const sums = points.map((q) => s.values(q).reduce((a, b) => a + b, 0));
-  const high = s.top || roundUp(Math.max(...sums));
-  const X = (/** @type {number} */ t) => ((t - first) / (last - first)) * (w - 1), Y = (/** @type {number} */ v) => base - (v / high) * (base - roof);
+  const high = s.top || roundUp(ceiling(sums));
+  const X = (/** @type {number} */ t) => ((t - first) / (last - first)) * (w - 1), Y = (/** @type {number} */ v) => base - Math.min(1, v / high) * (base - roof);
   const n = s.values(points[0]).length, colours = s.colours(p);
   if (n === 1) trace(c, points.map((q, i) => [X(q[0]), Y(sums[i])]), css(colours[0]), css(colours[0], 0.12), base);
   else {
@@ -331,7 +353,7 @@ export class Store {
     /** @type {{tokens: number, hit: number[]}} */ this.curve = { tokens: 0, hit: [] };
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
-    this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
+    this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
     /** @type {{key: string, button: HTMLElement} | null} */ this.pressed = null;
     /** @type {Map<string, string>} */ this.drafts = new Map();
     this.tall = "130px";   // the map's height, for a view that has no picture yet
@@ -349,6 +371,7 @@ export class Store {
     if (m.k === "full") { this.text = []; this.points = []; this.texts = this.pointed = 0; this.answered = true; }
     if (m.k === "frame" || m.k === "full") {
       if (m.run !== this.run) { this.run = m.run; this.text = []; this.texts = 0; }
+      if (m.prompt !== undefined) this.prompt = m.prompt;
       this.text = join(this.text, this.texts, m.text[0], m.text[1], 4000);
       this.texts = m.text[0] + m.text[1].length;
       this.points = join(this.points, this.pointed, m.points[0], m.points[1], 1200);
@@ -409,7 +432,7 @@ function header(b) {
 function numbers(b) {
   const items = [["tps", "Speed", "tokens/s"], ["hit", "Reuse", "% of expert uses"], ["mib", "Read from disk", "MiB per token"]].map(([key, label, unit]) => {
     const big = h("span", { class: `big ${key}` }, "–"), canvas = h("canvas", { "aria-hidden": "true" });
-    return { key, big, canvas, el: h("div", { class: "number", role: "group", "aria-label": label }, h("div", { class: "label" }, label), h("div", {}, big, h("span", { class: "unit" }, unit)), canvas) };
+    return { key, big, canvas, el: h("div", { class: "number", role: "group", "aria-label": label }, h("div", { class: "label" }, label), h("div", { class: "figure" }, big, h("span", { class: "unit" }, unit)), canvas) };
   });
   const el = h("section", { class: "numbers", "aria-label": "Speed and reuse" }, ...items.map((i) => i.el));
   return { el: [el], draw(why) {
@@ -571,35 +594,38 @@ function run(b) {
 /** The text, each token tinted by its loads and underlined by its swaps. @param {Board} b @returns {Pane} */
 function text(b) {
   const box = h("div", { class: "text", tabindex: "0", role: "region", "aria-label": "Generated text" });
-  const prompt = h("span", { class: "prompt" });
   const loads = h("i", {}, "read from disk"), swaps = h("i", {}, "swapped experts");
   const said = h("ol", { class: "said", tabindex: "0", role: "region", "aria-label": "What just happened" });
   const el = h("div", { class: "written" }, h("div", { class: "titlerow" }, h("h3", {}, "Text"), h("div", { class: "key" }, loads, swaps)), box, h("h3", {}, "What just happened"), said);
-  box.append(prompt);
-  let run = -1, drawn = 0, saying = "";
-  /** @param {Piece} piece */
-  const span = ([words, load, swap]) => {
-    const e = h("span", { class: "t" }, words);
+  let run = -1, drawn = 0, count = 0, saying = "", low = true;
+  box.addEventListener("scroll", () => { low = box.scrollHeight - box.scrollTop - box.clientHeight < 40; }, b.on);
+  /** Each line is a block of its own, so that a token makes the browser lay out its line and not the whole text.
+   *  @param {string} words @param {string} kind @param {number} [load] @param {number} [swap] */
+  const write = (words, kind, load = 0, swap = 0) => words.split("\n").forEach((part, i, all) => {
+    const rest = i < all.length - 1 ? part + "\n" : part;
+    if (!box.lastChild || i > 0) box.append(h("div", {}));
+    if (!rest) return;
+    const e = h("span", { class: kind }, rest);
     if (load > 0) e.style.background = tint(b.p, load);
     if (swap > 0) e.style.borderBottomColor = underline(b.p, swap);
-    return e;
-  };
+    /** @type {Element} */ (box.lastChild).append(e);
+    count++;
+  });
   return { el: [el], draw(why) {
     if (!why.data && !why.theme) return;
     const s = b.store;
     if (why.theme) { loads.style.background = tint(b.p, 0.8); swaps.style.borderBottomColor = underline(b.p, 1); }
     if (s.run !== run || why.theme || s.texts < drawn || s.texts - drawn > s.text.length) {
-      run = s.run; drawn = s.texts - s.text.length;
-      say(prompt, s.run > 0 ? b.model.get("prompt") : "Nothing has been written yet.");
-      box.replaceChildren(prompt);
+      run = s.run; drawn = s.texts - s.text.length; count = 0;
+      box.replaceChildren();
+      write(s.run > 0 ? s.prompt : "Nothing has been written yet.", "prompt");
     }
     const fresh = s.texts - drawn;
     if (fresh > 0) {
-      const low = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-      box.append(...s.text.slice(s.text.length - fresh).map(span));
-      while (box.childElementCount > 4001) box.children[1].remove();
+      for (const [words, load, swap] of s.text.slice(s.text.length - fresh)) write(words, "t", load, swap);
+      while (count - box.children[0].childElementCount > 4000) { count -= box.children[0].childElementCount; box.children[0].remove(); }
       drawn = s.texts;
-      if (low) box.scrollTop = box.scrollHeight;
+      if (low) box.scrollTop = 1e9;
     }
     const now = s.said.join("\n");
     if (now !== saying || !said.childElementCount) {
@@ -781,7 +807,7 @@ function lines(b) {
   const el = h("section", { class: "lines" }, h("div", { class: "titlerow" }, h("h3", {}, "Over the tokens"), legend), h("div", { class: "strips" }, ...items.map((i) => i.el)), marks);
   return { el: [el], draw(why) {
     if (!why.slow && !why.theme) return;
-    const { points } = b.store, last = points[points.length - 1];
+    const last = b.store.points[b.store.points.length - 1], points = thinned(b.store.points, 300);
     if (why.theme) STRIPS[3].colours(b.p).forEach((c, k) => { swatches[k].i.style.background = css(c); });
     for (const i of items) {
       say(i.now, last ? i.s.say(last) : "");
@@ -844,15 +870,16 @@ function render({ model, el }) {
     tell(m) { try { if (!gone) model.send(m); } catch { lost(); } },
     put(values) { try { for (const [k, v] of Object.entries(values)) model.set(k, v); model.save_changes(); } catch { lost(); } } };
   const written = text(b), turned = knobs(b);
-  const panes = [header(b), numbers(b), map(b), run(b), written, turned, lines(b), asTable(b), footer(b)];
-  const desk = h("section", { class: "desk" }, ...written.el, ...turned.el);
-  root.append(...panes[0].el, ...panes[1].el, ...panes[2].el, ...panes[3].el, desk, ...panes[6].el, ...panes[7].el, ...panes[8].el);
+  const above = [header(b), numbers(b), map(b), run(b)], below = [lines(b), asTable(b), footer(b)];
+  const panes = [...above, turned, ...below, written];      // the text last: it scrolls, and that makes the page lay itself out
+  const desk = h("section", { class: "desk" }, ...written.el, ...turned.el), nodes = (/** @type {Pane[]} */ some) => some.flatMap((p) => p.el);
+  root.append(...nodes(above), desk, ...nodes(below));
   el.append(root);
 
   /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}} */
   const me = { el, panel: null, stop };
   store.views.push(me);
-  let raf = 0, timer = 0, receipt = 0, slowly = 0, sized = "", seen = -1, sequence = -1, stale = false, wait = 0, late = 0;
+  let raf = 0, timer = 0, receipt = 0, slowly = 0, sized = "", seen = -1, sequence = -1, wait = 0, late = 0;
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   function lost() { gone = true; root.dataset.gone = "1"; draw({ traits: true }); }
   /** @param {{theme?: boolean, data?: boolean, frame?: boolean, traits?: boolean, slow?: boolean}} why */
@@ -860,8 +887,8 @@ function render({ model, el }) {
   function paint() {
     raf = 0; timer = 0;
     if (!sized || !root.isConnected) return;      // scrolled away, or an old view: the store keeps what it will need
-    const s = store, now = performance.now(), slow = stale || now - slowly > 250 || Boolean(s.frame?.still);
-    if (slow) { slowly = now; stale = false; }
+    const s = store, now = performance.now(), slow = now - slowly > 500 || Boolean(s.frame?.still);
+    if (slow) slowly = now;
     /** @type {{data: boolean, frame: boolean, slow: boolean}} */
     const why = { data: s.changes !== seen, frame: Boolean(s.frame) && s.frame?.seq !== sequence, slow };
     seen = s.changes; sequence = s.frame ? s.frame.seq : -1;
@@ -887,12 +914,13 @@ function render({ model, el }) {
     const soft = getComputedStyle(/** @type {Element} */ (root.querySelector(".soft"))).color;
     b.ink = { text: style.color, soft, line: get("--jp-border-color2", "rgb(128 128 128 / .4)"), paper: get("--jp-layout-color1", b.dark ? "#111" : "#fff"), font: style.fontFamily };
     root.style.setProperty("--ml-ramp", css(b.p.low)); root.style.setProperty("--ml-button", css(b.p.button)); root.style.setProperty("--ml-button-ink", css(b.p.buttonInk));
+    measure(root);
     draw({ theme: true, data: true, traits: true, frame: true, slow: true });
   }
   /** @param {any} m @param {DataView[]} buffers */
   function take(m, buffers) {
     try { store.take(m, buffers); } catch (error) { root.dataset.error = String(error); return; }
-    if (!m.curve) soon(); else { stale = true; soon(); }
+    soon();
   }
   const traits = () => draw({ traits: true });
   root.addEventListener("keydown", (/** @type {KeyboardEvent} */ e) => {

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from moe_lab import errors, eviction, pocket, routing
+    from moe_lab import errors, eviction, pocket, routing, testing
     from moe_lab.engine import Engine, Sampling, load
     from moe_lab.errors import MoELabError
     from moe_lab.evaluation.disk_model import DiskModel
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from moe_lab.evaluation.tune import tune
     from moe_lab.eviction import EVICTION
     from moe_lab.models import info
-    from moe_lab.policy import Parameter
+    from moe_lab.parameters import Parameter, Schedule, Table
     from moe_lab.routing import ROUTING
     from moe_lab.store import Disk
     from moe_lab.trace import Trace
@@ -46,6 +46,8 @@ __all__ = [
     "MoELabError",
     "Parameter",
     "Sampling",
+    "Schedule",
+    "Table",
     "Trace",
     "__version__",
     "errors",
@@ -57,6 +59,7 @@ __all__ = [
     "replay",
     "routing",
     "sweep",
+    "testing",
     "tune",
 ]
 
@@ -67,8 +70,10 @@ _HOMES = {
     "DiskModel": "moe_lab.evaluation.disk_model",
     "Engine": "moe_lab.engine",
     "MoELabError": "moe_lab.errors",
-    "Parameter": "moe_lab.policy",
+    "Parameter": "moe_lab.parameters",
     "Sampling": "moe_lab.engine",
+    "Schedule": "moe_lab.parameters",
+    "Table": "moe_lab.parameters",
     "Trace": "moe_lab.trace",
     "info": "moe_lab.models",
     "load": "moe_lab.engine",
@@ -79,7 +84,7 @@ _HOMES = {
 }
 """Where each name lives; the other public names are modules of this package."""
 
-_MODULES = ("errors", "eviction", "pocket", "routing")
+_MODULES = ("errors", "eviction", "pocket", "routing", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,8 @@ HEAVY = ("torch", "transformers", "numba", "llvmlite", "IPython", "ipywidgets", 
          "plotly", "numpy", "tokenizers", "huggingface_hub")
 
 PUBLIC = {"load", "info", "Engine", "Disk", "DiskModel", "Trace", "record", "replay", "sweep", "tune", "Parameter",
-          "Sampling", "routing", "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__"}
+          "Sampling", "routing", "eviction", "ROUTING", "EVICTION", "pocket", "errors", "MoELabError", "__version__",
+          "Schedule", "Table", "testing"}
 
 
 def fresh(code: str) -> str:
@@ -45,9 +46,16 @@ def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     assert name in dir(ml)
 
 
-@pytest.mark.parametrize("name", ["load", "Trace", "Parameter", "ROUTING", "eviction", "pocket"])
+@pytest.mark.parametrize("name", ["load", "Trace", "Parameter", "ROUTING", "eviction", "pocket", "testing"])
 def test_a_public_name_resolves_when_it_is_the_first_one_asked_for(name: str) -> None:
     assert fresh(f"import moe_lab; print(moe_lab.{name} is moe_lab.{name})").strip() == "True"
+
+
+def test_what_a_policy_is_set_to_is_typed_from_the_shop_window() -> None:
+    later = ml.routing.CachePrior(penalty=ml.Schedule({0: 0.1, 256: 0.5}))
+    assert repr(later) == "CachePrior(penalty=Schedule({0: 0.1, 256: 0.5}), keep_top=1)"
+    assert ml.testing.check_policy("clock").policy == ml.eviction.Clock()
+    assert ml.Table([0.0, 1.0]).default == (0.0, 1.0)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

@@ -1,37 +1,38 @@
 """The engine: a Hugging Face model whose experts come from disk into a bounded cache.
 
 Ties the parts together and is what users hold. What one layer does stands in ``moe_block``, the decode loop
-in ``stream``, scoring in ``score``; here are the knobs, who may turn them when, and what is reported.
+in ``stream``, scoring in ``score``, what goes on around a forward call in ``passes``, what is told of it all in
+``report``; here are the knobs, who may turn them when, and the runs.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from moe_lab.cache import ExpertCache, Held, slots_for
+from moe_lab.cache import ExpertCache, Held
 from moe_lab.engine import explain as explanation
+from moe_lab.engine import passes, report
 from moe_lab.engine import score as scoring
 from moe_lab.engine import stream as decoding
+from moe_lab.engine.cache import Cache
 from moe_lab.engine.lean import LeanDecode
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
 from moe_lab.engine.ranking import Ranking
-from moe_lab.engine.recorder import NOTHING, Recorder
+from moe_lab.engine.recorder import NOTHING
 from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
-from moe_lab.engine.telemetry import DECODE, PREFILL, Telemetry
+from moe_lab.engine.telemetry import Telemetry
 from moe_lab.engine.text import stop_strings, to_ids
 from moe_lab.errors import BusyError, SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import Format
-from moe_lab.kernels.residency import LayerState
 from moe_lab.models import StreamedModel
 from moe_lab.models.decoder import Decoder, read_decoder
 from moe_lab.models.quantised import dense_bytes_touched
@@ -40,49 +41,6 @@ from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import ModelSpec
 from moe_lab.store import Disk
 from moe_lab.trace import Trace
-from moe_lab.units import format_bytes
-
-
-class Cache:
-    """The cache as a user holds it: its size, its residents, and how to change them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def slots(self) -> int:
-        """Slots a layer."""
-        return self._engine._experts.slots
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all slots."""
-        return self._engine._experts.nbytes
-
-    @property
-    def resident(self) -> np.ndarray:
-        """(L, E) bool: who is resident now (a copy)."""
-        return np.stack([state.resident for state in self._engine._experts.states]).astype(bool)
-
-    def resize(self, budget: int | str) -> None:
-        """Set the budget: slots a layer (``16``), ``"25%"`` of the experts, or bytes (``"6 GiB"``).
-
-        Takes effect at the next token. Where it shrinks, the experts least worth keeping leave.
-        Raises ``BudgetError`` under the floor.
-        """
-        engine = self._engine
-        slots = slots_for(budget, engine.spec, engine.format.name)
-        engine._owner.wish("cache", lambda: engine._changed(lambda: engine._experts.resize(slots)))
-
-    def reset(self) -> None:
-        """Empty the cache at the next token; what routing policies have learned stays."""
-        engine = self._engine
-        engine._owner.wish("reset", lambda: engine._changed(engine._experts.reset))
-
-    def __repr__(self) -> str:
-        spec = self._engine.spec
-        return (f"{self.slots} of {spec.experts} experts in each of {spec.L} layers, {format_bytes(self.nbytes)}; "
-                f"{int(self.resident.sum())} resident now")
 
 
 class Engine:
@@ -101,7 +59,7 @@ class Engine:
         self.tokenizer: Any = model.tokenizer
         self.format, self.dense = format, dense
         self.seed = seed
-        self.telemetry = Telemetry(experts.states, describe=self._describe)
+        self.telemetry = Telemetry(experts.states, describe=lambda: report.facts(self))
         self.last_pass = NOTHING, 0
         self._experts, self._disk = experts, disk
         self._routing, self._eviction = routing, eviction
@@ -114,7 +72,7 @@ class Engine:
         self.new_past, self._places = model.new_past, model.blocks
         self._touched_dense = dense_bytes_touched(self.hf)
         model.connect(self._blocks)
-        self._wrap_passes()
+        passes.watch(self)
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -358,103 +316,26 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """Figures of the last run (the present one, while it runs)."""
-        return self.stats_of(self.telemetry.recorder)
+        return report.stats_of(self, self.telemetry.recorder)
 
     @property
     def trace(self) -> Trace:
         """Routes of the last run."""
-        return self.trace_of(self.telemetry.recorder)
-
-    def _describe(self) -> dict[str, Any]:
-        """What a snapshot says of the setting."""
-        return {"slots": self._experts.slots, "state": self.setting, "exact": self.exact,
-                "simulated": self._disk is not None}
+        return report.trace_of(self, self.telemetry.recorder)
 
     @property
     def setting(self) -> str:
-        """Routing, eviction, slots and disk in words."""
-        disk = repr(self._disk) if self._disk is not None else "real disk"
-        return (f"{self._routing!r}, {self._eviction!r}, {self._experts.slots} of {self.spec.experts} slots a layer, "
-                f"{self.precision}, {disk}")
-
-    def stats_of(self, recorder: Recorder) -> Stats:
-        """Figures of the run that ``recorder`` kept."""
-        prefill, decode = recorder.phases
-        return Stats(prefill, decode, self.exact, self._disk is not None, self.setting, recorder.digest())
-
-    def trace_of(self, recorder: Recorder) -> Trace:
-        """Routes of the run that ``recorder`` kept."""
-        ids, gates, phase = recorder.arrays()
-        return Trace(ids=ids, weights=gates, phase=phase, experts=self.spec.experts, tokens=None,
-                     meta={"model": self.spec.name, "setting": self.setting})
+        """Routing, eviction, slots, formats and disk in words."""
+        return report.setting(self)
 
     def __repr__(self) -> str:
-        spec, size = self.spec, self.spec.expert_bytes[self.format.name]
-        disk = repr(self._disk) if self._disk is not None else "real disk"
-        lossless = "exact" if self.exact else "lossy"
-        return (
-            f"{spec.name}: {spec.family}, {spec.L} MoE layers x {spec.experts} experts, top-{spec.top_k}, "
-            f"{self.precision}\n"
-            f"  cache     {self.cache!r}; an expert has {format_bytes(size)}, the floor is "
-            f"{format_bytes(spec.floor_bytes(self.format.name))}\n"
-            f"  routing   {self._routing!r}: {lossless}\n"
-            f"  eviction  {self._eviction!r}\n"
-            f"  disk      {disk}\n"
-            f"  decode    {self.decoding}"
-        )
+        return report.words(self)
 
     # --- passes ---------------------------------------------------------------------------------------
 
-    def _wrap_passes(self) -> None:
-        """Every forward call of ``engine.hf``, whoever makes it, is a pass of this engine."""
-        forward, generate = self.hf.forward, self.hf.generate
-
-        @functools.wraps(forward)
-        def one_forward(*args: Any, **kwargs: Any) -> Any:
-            with self.one_pass(*_shape(args, kwargs)):
-                return forward(*args, **kwargs)
-
-        @functools.wraps(generate)
-        def one_generation(*args: Any, **kwargs: Any) -> Any:
-            with self._owner.held():
-                self._begin_run()
-                return generate(*args, **kwargs)
-
-        self.hf.forward, self.hf.generate = one_forward, one_generation
-
-    @contextmanager
-    def one_pass(self, rows: int, length: int, cached: bool) -> Iterator[None]:
-        """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered);
-        what is cut off leaves cache and map in agreement."""
-        if rows > 1 and self._routing.lossy:
-            raise SettingError(
-                f"a batch of {rows} rows under {self._routing!r}: the rows would steer each other's experts, so a "
-                "lossy routing takes one row at a time; set engine.routing = 'original' for batches"
-            )
-        self._owner.take()
-        done = False
-        telemetry = self._blocks.telemetry
-        try:
-            if self._blocks.settle:
-                self._owner.between_tokens()
-            self._owner.in_pass = True
-            telemetry.begin(rows * length, DECODE if cached and length == 1 else PREFILL)
-            self._blocks.touched = 0
-            yield
-            counts = telemetry.end()
-            touched = self._touched_dense + self._blocks.touched * self.spec.expert_bytes[self.format.name]
-            self.last_pass = counts, touched
-            done = True
-        finally:
-            self._owner.in_pass = False
-            if not done and self._blocks.settle:
-                self._changed(self._experts.reconcile)
-            self._owner.drop()
-
-    def _changed(self, change: Any) -> None:
-        """Make a change of the live cache and show it."""
-        change()
-        self.telemetry.settled()
+    def one_pass(self, rows: int, length: int, cached: bool) -> AbstractContextManager[None]:
+        """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered)."""
+        return passes.one_pass(self, rows, length, cached)
 
     def _begin_run(self) -> object:
         """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
@@ -462,40 +343,17 @@ class Engine:
         self.telemetry.begin_run()
         return self._run
 
-    @contextmanager
     def fresh_state(self, routing: RoutingPolicy | None = None, eviction: EvictionPolicy | None = None,
-                    slots: int | None = None, held: Held | None = None) -> Iterator[Telemetry]:
+                    slots: int | None = None, held: Held | None = None) -> AbstractContextManager[Telemetry]:
         """Residency, policy state and telemetry of its own, for a score or a sweep; the live slots stay as they are.
 
         Policies and slots are the engine's where none are given. ``held`` keeps the experts that passes read.
         The engine is owned meanwhile; one may stand inside another.
         """
-        spec, experts, blocks = self.spec, self._experts, self._blocks
-        routing, eviction = routing or self._routing, eviction or self._eviction
-        for policy in (routing, eviction):
-            check_layers(policy, spec.L)
-        states = [LayerState.new(spec.experts, spec.top_k, slots or experts.slots, routing, eviction, layer, self.seed)
-                  for layer in range(spec.L)]
-        own = Telemetry(states, capacity=64)
-        with self._owner.held():
-            before = experts.states, experts.held, blocks.telemetry, blocks.settle
-            experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False
-            try:
-                yield own
-            finally:
-                experts.states, experts.held, blocks.telemetry, blocks.settle = before
+        return passes.fresh_state(self, routing or self._routing, eviction or self._eviction,
+                                  slots or self._experts.slots, held)
 
     def reset_residents(self) -> None:
         """Empty the residency in force (a score's own, at each window)."""
         for state in self._experts.states:
             state.reset()
-
-
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, bool]:
-    """(rows, length, whether a cache of earlier tokens comes along) of a forward call."""
-    x = kwargs.get("input_ids", args[0] if args else None)
-    x = kwargs.get("inputs_embeds") if x is None else x
-    if x is None:
-        raise SettingError("the model needs input_ids or inputs_embeds")
-    past = kwargs.get("past_key_values")
-    return x.shape[0], x.shape[1], past is not None and past.get_seq_length() > 0

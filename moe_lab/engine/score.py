@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from moe_lab.engine import report
 from moe_lab.engine.recorder import Recorder
 from moe_lab.engine.records import Score
 
@@ -56,7 +57,7 @@ def evaluate(engine: Engine, ids: list[int], window: int, recorder: Recorder, fr
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         bits_per_byte=total / math.log(2) / size if size else math.nan,
         loss=mean, tokens=tokens, window_losses=tuple(losses),
-        stats=engine.stats_of(recorder), trace=engine.trace_of(recorder),
+        stats=report.stats_of(engine, recorder), trace=report.trace_of(engine, recorder),
     )
 
 

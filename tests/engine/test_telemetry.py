@@ -152,7 +152,7 @@ def test_rankings_asked_while_another_thread_generates_are_of_one_token(engine):
 def test_a_digest_may_be_asked_at_any_time_and_is_that_of_the_trace(engine):
     for step in engine.stream(PROMPT, max_new_tokens=300, stop_at_end=False):
         if step.index % 70 == 0:
-            assert engine.stats.digest == engine.trace.digest() == engine.trace_of(engine.telemetry.recorder).digest()
+            assert engine.stats.digest == engine.trace.digest() == engine.telemetry.recorder.digest()
     assert len(engine.trace) == engine.stats.prefill.tokens + engine.stats.decode.tokens == engine.telemetry.token
     assert engine.stats.digest == engine.trace.digest()
 

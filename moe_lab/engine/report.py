@@ -1,0 +1,60 @@
+"""An engine in words, and the records of its runs.
+
+Knows what is told of a setting and where its figures stand. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moe_lab.engine.recorder import Recorder
+from moe_lab.engine.records import Stats
+from moe_lab.trace import Trace
+from moe_lab.units import format_bytes
+
+if TYPE_CHECKING:
+    from moe_lab.engine.engine import Engine
+
+
+def setting(engine: Engine) -> str:
+    """Routing, eviction, slots, formats and disk in one line."""
+    return (f"{engine.routing!r}, {engine.eviction!r}, {engine.cache.slots} of {engine.spec.experts} slots a layer, "
+            f"{engine.precision}, {_disk(engine)}")
+
+
+def words(engine: Engine) -> str:
+    """The engine as it prints itself."""
+    spec, size = engine.spec, engine.spec.expert_bytes[engine.format.name]
+    return (
+        f"{spec.name}: {spec.family}, {spec.L} MoE layers x {spec.experts} experts, top-{spec.top_k}, "
+        f"{engine.precision}\n"
+        f"  cache     {engine.cache!r}; an expert has {format_bytes(size)}, the floor is "
+        f"{format_bytes(spec.floor_bytes(engine.format.name))}\n"
+        f"  routing   {engine.routing!r}: {'exact' if engine.exact else 'lossy'}\n"
+        f"  eviction  {engine.eviction!r}\n"
+        f"  disk      {_disk(engine)}\n"
+        f"  decode    {engine.decoding}"
+    )
+
+
+def facts(engine: Engine) -> dict[str, Any]:
+    """What a snapshot says of the setting."""
+    return {"slots": engine.cache.slots, "state": setting(engine), "exact": engine.exact,
+            "simulated": engine.disk is not None}
+
+
+def stats_of(engine: Engine, recorder: Recorder) -> Stats:
+    """Figures of the run that ``recorder`` kept."""
+    prefill, decode = recorder.phases
+    return Stats(prefill, decode, engine.exact, engine.disk is not None, setting(engine), recorder.digest())
+
+
+def trace_of(engine: Engine, recorder: Recorder) -> Trace:
+    """Routes of the run that ``recorder`` kept."""
+    ids, gates, phase = recorder.arrays()
+    return Trace(ids=ids, weights=gates, phase=phase, experts=engine.spec.experts, tokens=None,
+                 meta={"model": engine.spec.name, "setting": setting(engine)})
+
+
+def _disk(engine: Engine) -> str:
+    return repr(engine.disk) if engine.disk is not None else "real disk"

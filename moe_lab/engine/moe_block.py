@@ -7,15 +7,15 @@ policy, a format or a family.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from moe_lab.cache import ExpertCache
 from moe_lab.cache.held import Traffic
+from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.walk import Walked, forced, walk
@@ -99,32 +99,14 @@ class MoEBlocks:
     def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
                 traffic: Traffic) -> torch.Tensor:
         """Many tokens: grouped by expert, each expert's weights touched once; summed in the order of the gates."""
-        act = ACTIVATIONS[self.activation]
-        order = torch.argsort(ids.reshape(-1), stable=True)
-        experts, counts = np.unique(ids.numpy(), return_counts=True)
-        ends = zip(experts.tolist(), counts.tolist(), counts.cumsum().tolist(), strict=True)
-        span = {expert: slice(end - n, end) for expert, n, end in ends}
-        rows, out = x.float()[order // ids.shape[1]], torch.zeros(ids.numel(), self.D)
-        used = experts[experts >= 0]
-        self.touched += used.size
-        for expert, slot in self.cache.visit(layer, used, traffic, self.settle):
-            gate, up, down = (torch.from_numpy(w) for w in self.format.decode(slot, self.D, self.F))
-            group = rows[span[expert]]
-            out[span[expert]] = F.linear(act(F.linear(group, gate)) * F.linear(group, up), down)
-        out *= weights.float().reshape(-1)[order, None]
-        parts = torch.empty_like(out).index_copy_(0, order, out).view(*ids.shape, self.D)
-        return parts.sum(1).to(x.dtype)
+        def visit(used: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            return self.cache.visit(layer, used, traffic, self.settle)
+
+        out, touched = sum_of_experts(x, ids, weights, visit, self.format, self.F, self.activation)
+        self.touched += touched
+        return out
 
 
 def _tensors(ids: np.ndarray, gates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies for the model: the arrays are written again at the next token."""
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(gates.copy())
-
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-"""Activations by the names that the kernels use."""

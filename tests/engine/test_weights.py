@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import moe_lab as ml
 from moe_lab import pocket
+from moe_lab.engine import grouped
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.kernels import instructions
 
@@ -66,6 +68,37 @@ def test_a_score_goes_through_the_quantised_experts(checkpoint, engine):
 def test_the_same_tokens_whatever_is_resident(checkpoint, name):
     engines = [ml.load(str(checkpoint("olmoe")), weights=name, cache=slots) for slots in (2, 5, 8)]
     assert len({engine.generate(PROMPT, max_new_tokens=16).ids for engine in engines}) == 1
+
+
+@pytest.mark.parametrize("cache", [2, 5, 8])
+def test_a_prompt_at_once_gives_the_logits_of_one_token_after_the_other(checkpoint, name, cache):
+    """But where attention, whose sums torch orders otherwise, leaves a number so near the middle of two bytes that it
+    becomes the other one."""
+    engine, x = ml.load(str(checkpoint("olmoe")), weights=name, cache=cache), torch.arange(40)[None] * 37 % 160
+    with torch.no_grad():
+        whole, past = engine.hf(input_ids=x).logits[0], engine.new_past()
+        steps = [engine.hf(input_ids=x[:, t : t + 1], past_key_values=past).logits[0] for t in range(40)]
+    differing = (whole - torch.cat(steps)).abs().amax(-1) / whole.abs().max()
+    assert differing.max() < 0.1 and (differing < 1e-5).float().mean() > 0.4
+    assert differing[0] < 1e-6
+
+
+@pytest.mark.parametrize("weights", ["f32", "q8"])
+@pytest.mark.parametrize("cache", [3, 8])
+def test_a_prompt_in_chunks_gives_the_bits_of_one_at_once_and_true_residents(checkpoint, monkeypatch, weights, cache):
+    x, folder = torch.arange(200)[None] * 37 % 160, str(checkpoint("olmoe"))
+    found = []
+    for size in (grouped.CHUNK_BYTES, 1):                   # 200 tokens at once, or 64 of them
+        monkeypatch.setattr(grouped, "CHUNK_BYTES", size)
+        engine = ml.load(folder, weights=weights, cache=cache)
+        with torch.no_grad():
+            found.append(engine.hf(input_ids=x).logits)
+        for here, state in zip(engine._experts.layers, engine._experts.states, strict=True):
+            np.testing.assert_array_equal(here.slot_of >= 0, state.resident)
+    if weights == "f32":                                    # a matrix product may sum in another order for other sizes
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("world", ["python", "prose"])

@@ -35,7 +35,7 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
 
 def widen_bf16(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bits (uint16) to float32; exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return np.left_shift(bits, 16, dtype=np.uint32, casting="unsafe").view(np.float32)
 
 
 class BF16:
@@ -45,6 +45,7 @@ class BF16:
     native: str | None = "BF16"
     error = 0.004
     path = "portable"
+    grouped = False
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot."""

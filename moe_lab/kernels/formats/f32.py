@@ -30,6 +30,7 @@ class F32:
     native: str | None = "F32"
     error = 1e-5
     path = "portable"
+    grouped = False
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot."""

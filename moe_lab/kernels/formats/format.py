@@ -32,6 +32,9 @@ class Format(Protocol):
     error: float
     """Bound of the relative RMS error of an expert's output against float32 weights, on normal weights and inputs."""
 
+    grouped: bool
+    """Whether ``ffn_rows`` reads the weights once for many rows; else a matrix product over ``decode`` is faster."""
+
     @property
     def path(self) -> str:
         """The instructions that its kernels take, as ``instructions`` calls them; ``portable``: plain loops."""

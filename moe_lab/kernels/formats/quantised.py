@@ -53,6 +53,7 @@ class Quantised:
     """
 
     native: str | None = None
+    grouped = True
 
     def __init__(self, code: Code, path: str | None = None) -> None:
         self.code, self.name, self.error = code, code.name, code.error

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+import numba
+from numba.core.dispatcher import Dispatcher
+
 from moe_lab.errors import ClusterError, MoELabError, SettingError
 from moe_lab.evaluation.results import class_key, code
 from moe_lab.eviction import EvictionPolicy
@@ -85,11 +88,14 @@ class Cluster:
 
     def _wait(self, waiting: set[Future]) -> None:
         """Until one is done, or for a moment."""
-        with contextlib.suppress(TimeoutError, CancelledError):
-            distributed.wait(list(waiting), timeout=_LOOK_S,      # type: ignore[no-untyped-call]
-                             return_when="FIRST_COMPLETED")
         if self._client.status not in ("running", "connecting"):
             raise self._gone("the client is closed")
+        try:
+            with contextlib.suppress(TimeoutError, CancelledError), self._client.as_current():
+                distributed.wait(list(waiting), timeout=_LOOK_S,      # type: ignore[no-untyped-call]
+                                 return_when="FIRST_COMPLETED")
+        except (ValueError, RuntimeError) as error:         # asked of a client that closes just now
+            raise self._gone(str(error)) from error
 
     def _workers(self) -> int:
         try:
@@ -181,6 +187,8 @@ class _Pickler(cloudpickle.Pickler):
                 cloudpickle.register_pickle_by_value(module)
                 self._foreign.add(thing.__module__)
             return _made_anew, (class_key(thing), thing.kind, _body(thing))
+        if isinstance(thing, Dispatcher) and thing.py_func.__module__ in self._foreign:     # numba would send its name
+            return _compiled_anew, (thing.py_func, thing.targetoptions)
         return super().reducer_override(thing)
 
 
@@ -192,8 +200,13 @@ def _body(cls: type[Policy]) -> dict[str, Any]:
     """What a policy class is made of."""
     body: dict[str, Any] = {key: getattr(cls, key) for key in _PLAIN if hasattr(cls, key)}
     body |= {**cls.parameters(), **cls.tables()}
-    functions = {key: function for key in _FUNCTIONS if (function := getattr(cls, key, None)) is not None}
+    functions = {key: (function, function.__code__.co_filename) for key in _FUNCTIONS
+                 if (function := getattr(cls, key, None)) is not None}
     return {"plain": body, "functions": functions, "lossy": vars(cls).get("lossy"), "title": cls.__name__}
+
+
+def _compiled_anew(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    return numba.jit(**options)(function)
 
 
 _KNOWN: dict[tuple[str, str], type[Policy]] = {}
@@ -204,7 +217,10 @@ def _made_anew(key: str, kind: str, parts: dict[str, Any]) -> type[Policy]:
     name = key, parts["plain"]["name"]
     if name not in _KNOWN:
         base: type[Policy] = RoutingPolicy if kind == "routing" else EvictionPolicy
-        body = {**parts["plain"], **{key: staticmethod(function) for key, function in parts["functions"].items()}}
+        body = dict(parts["plain"])
+        for hook, (function, file) in parts["functions"].items():
+            function.__code__ = function.__code__.replace(co_filename=file)     # so that errors name the line
+            body[hook] = staticmethod(function)
         if parts["lossy"] is not None:
             body["lossy"] = parts["lossy"]
         _KNOWN[name] = type(parts["title"], (base,), body)

@@ -15,12 +15,12 @@ import types
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import moe_lab
-from moe_lab.errors import TraceError
+from moe_lab.errors import SettingError, TraceError
 from moe_lab.parameters import Schedule
 from moe_lab.policy import Policy
 from moe_lab.trace import Trace
@@ -98,6 +98,21 @@ class Results:
         path = self._path(key, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def open_results(store: str | Path | Literal[False] | None) -> Results:
+    """The folder that ``store`` means: None for the default one, False for none."""
+    if store is False:
+        return Results(None)
+    if store is not None and not isinstance(store, (str, Path)):
+        raise SettingError(f"store={store!r} is not a folder; type a path, or store=False to keep nothing")
+    folder = default_folder() if store is None else Path(store)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"results cannot be kept in {folder}: {error.strerror}; type store='another/folder', or "
+                           "store=False to keep nothing") from error
+    return Results(folder)
 
 
 def digest(*parts: Any) -> str:

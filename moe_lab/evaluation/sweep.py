@@ -18,12 +18,13 @@ from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.measure import Reference, Setting, measure
 from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import COLUMNS, Point, point_of
-from moe_lab.evaluation.results import Results, checkpoint, code, default_folder, digest, policy_key
+from moe_lab.evaluation.results import Results, checkpoint, code, digest, open_results, policy_key
 from moe_lab.kernels.belady import belady
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from distributed import Client
 
     from moe_lab.engine import Engine
     from moe_lab.spec import ModelSpec
@@ -32,11 +33,14 @@ HELD_SHARE = 0.5
 """Share of the free memory in which a sweep keeps experts, so that it reads each once."""
 
 
+_Answer = tuple[Setting, dict[str, Any] | PolicyError | None]
+
+
 class Sweep:
     """A sweep under way. Iterating computes what is missing and yields each :class:`Point` as it is done."""
 
     def __init__(self, engine: Engine, settings: Sequence[Setting], skipped: Sequence[tuple[str, str]], ids: list[int],
-                 window: int, results: Results) -> None:
+                 window: int, results: Results, client: Client | None = None) -> None:
         self.settings = tuple(settings)
         self.window, self.tokens = window, len(ids) - 1
         self._skipped = list(skipped)
@@ -49,6 +53,7 @@ class Sweep:
         self._reference_key = key
         self._reference = Reference(engine, ids, window, held, results.folder, results.get(key), results.get_trace(key))
         self._bounds: dict[int, float] = {}
+        self._client = client
 
     # --- computing ------------------------------------------------------------------------------------
 
@@ -65,36 +70,69 @@ class Sweep:
 
     def _run(self, settings: Sequence[Setting]) -> Iterator[Point]:
         with self._progress() as tick:
-            for setting in settings:
-                if setting not in self._points:
-                    self._points[setting] = self._compute(setting, tick)
+            for setting, answer in (self._here if self._client is None else self._there)(settings, tick):
+                if isinstance(answer, PolicyError):
+                    self._failure = self._failure or answer
+                    self._skipped.append((_words(setting), str(answer)))
+                    self._points[setting] = None
+                elif answer is not None:
+                    self._points[setting] = self._point(setting, answer)
                 if (point := self._points[setting]) is not None:
                     yield point
 
     def _progress(self) -> Any:
         missing = [s for s in self.settings if s not in self._points and self._results.get(self._key(s)) is None]
         passes = [s for s in missing if not s.replayable]
-        before = int(not self._reference.ready or (bool(passes) and self._reference.runs > 0))
+        again = self._client is None and bool(passes) and self._reference.runs > 0
+        before = int(not self._reference.ready or again)
         return _Bar((len(missing) + before) * self.tokens)
 
-    def _compute(self, setting: Setting, tick: Callable[[int], object]) -> Point | None:
-        """The point from disk, or measured and kept; None where its policy failed on the way."""
-        key = self._key(setting)
-        record = self._results.get(key)
-        if not self._reference.ready or (record is None and not setting.replayable and self._reference.runs):
-            self._reference.run(tick)
-            assert self._reference.record is not None and self._reference.trace is not None
-            self._results.put_trace(self._reference_key, self._reference.trace)
-            self._results.put(self._reference_key, self._reference.record)
-        if record is None:
-            try:
-                record = measure(self._engine, setting, self._reference, tick)
-            except PolicyError as error:
-                self._failure = self._failure or error
-                self._skipped.append((_words(setting), str(error)))
-                return None
-            self._results.put(key, record)
-        return self._point(setting, record)
+    def _here(self, settings: Sequence[Setting], tick: Callable[[int], object]) -> Iterator[_Answer]:
+        """Each setting with its record, from disk or measured and kept; None where its point is known."""
+        for setting in settings:
+            if setting in self._points:
+                yield setting, None
+                continue
+            answer: dict[str, Any] | PolicyError | None = self._results.get(self._key(setting))
+            if not self._reference.ready or (answer is None and not setting.replayable and self._reference.runs):
+                self._reference.run(tick)
+                self._keep_reference()
+            if answer is None:
+                try:
+                    answer = self._kept(setting, measure(self._engine, setting, self._reference, tick))
+                except PolicyError as error:
+                    answer = error
+            yield setting, answer
+
+    def _there(self, settings: Sequence[Setting], tick: Callable[[int], object]) -> Iterator[_Answer]:
+        """The same from a cluster: first what is on disk, then as it is done."""
+        from moe_lab.evaluation.errands import Away
+
+        away = Away(self._client, self._engine, self._ids, self.window)
+        if not self._reference.ready:
+            self._reference.record, self._reference.trace = away.reference()
+            self._keep_reference()
+            tick(self.tokens)
+        assert self._reference.record is not None and self._reference.trace is not None
+        missing = []
+        for setting in dict.fromkeys(settings):
+            record = None if setting in self._points else self._results.get(self._key(setting))
+            if setting in self._points or record is not None:
+                yield setting, record
+            else:
+                missing.append(setting)
+        for setting, answer in away.measured(missing, self._reference.record, self._reference.trace):
+            tick(self.tokens)
+            yield setting, answer if isinstance(answer, PolicyError) else self._kept(setting, answer)
+
+    def _kept(self, setting: Setting, record: dict[str, Any]) -> dict[str, Any]:
+        self._results.put(self._key(setting), record)
+        return record
+
+    def _keep_reference(self) -> None:
+        assert self._reference.record is not None and self._reference.trace is not None
+        self._results.put_trace(self._reference_key, self._reference.trace)
+        self._results.put(self._reference_key, self._reference.record)
 
     def _key(self, setting: Setting) -> str:
         return digest(*self._base, policy_key(setting.routing), policy_key(setting.eviction), setting.slots)
@@ -222,24 +260,9 @@ class _Bar:
         self._bar.close()
 
 
-def open_results(store: str | Path | Literal[False] | None) -> Results:
-    """The folder that ``store`` means: None for the default one, False for none."""
-    if store is False:
-        return Results(None)
-    if store is not None and not isinstance(store, (str, Path)):
-        raise SettingError(f"store={store!r} is not a folder; type a path, or store=False to keep nothing")
-    folder = default_folder() if store is None else Path(store)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(f"results cannot be kept in {folder}: {error.strerror}; type store='another/folder', or "
-                           "store=False to keep nothing") from error
-    return Results(folder)
-
-
 def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("original", "cache-prior"),
           eviction: Any = "lru", cache: Any = "50%", window: int | None = None,
-          store: str | Path | Literal[False] | None = None) -> Sweep:
+          store: str | Path | Literal[False] | None = None, client: Client | None = None) -> Sweep:
     """Measure a grid of settings over a text, teacher-forced; exact, one pass a point (PAPER section 5).
 
     Comes back at once: iterate for one point after another, or ask for ``to_frame()``, ``figure()``, ``pareto()``,
@@ -255,6 +278,9 @@ def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("origina
         window: tokens after which residents are reset; 1,024, or the model's context where that is shorter.
         store: where results are kept, found again by content; by default a folder in the platform's cache, False for
             nowhere. An interrupted sweep goes on where it was, a repeated one is read.
+        client: a ``distributed.Client``: passes are made by the workers of its cluster, each of which opens the model
+            once, from the same folder or by its hub name; results are kept here. Iterating yields points as they are
+            done.
 
     The first comparison costs one more pass, with the original routing, whose logits are kept in a scratch file
     (tokens x vocabulary in the model's own precision, up to 4 GiB; windows beyond that are run again for each point).
@@ -263,12 +289,17 @@ def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("origina
         PolicyError: an unknown policy, or two different ones under one name.
         SettingError: a text shorter than a window, a lossy routing on a model whose routing is its own.
         BudgetError: no size reaches the floor.
+        ClusterError: while iterating: the cluster went away. What was finished is kept, as points and on disk.
 
     Example:
         >>> import moe_lab as ml
         >>> engine = ml.load("pocket")                                                     # doctest: +SKIP
         >>> ml.sweep(engine, text, routing=["original", "cache-prior"], cache=["25%", "50%"])  # doctest: +SKIP
     """
+    if client is not None:
+        from moe_lab.evaluation.cluster import Cluster
+
+        Cluster(client)         # refuse now what is none
     settings, skipped = grid(engine, listed(routing), eviction, cache)
     ids, size = text_ids(engine, text, window)
-    return Sweep(engine, settings, skipped, ids, size, open_results(store))
+    return Sweep(engine, settings, skipped, ids, size, open_results(store), client)

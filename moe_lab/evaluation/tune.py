@@ -21,7 +21,8 @@ from moe_lab.evaluation.measure import Setting
 from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import Point
 from moe_lab.evaluation.replay import Replay, replay
-from moe_lab.evaluation.sweep import Sweep, open_results
+from moe_lab.evaluation.results import open_results
+from moe_lab.evaluation.sweep import Sweep
 from moe_lab.eviction import EVICTION, LRU, EvictionPolicy
 from moe_lab.policy import resolve
 from moe_lab.routing import CachePrior, Original, RoutingPolicy

@@ -6,10 +6,8 @@ another machine. Knows no rows, rates and intervals: they are made of the counts
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,6 @@ from moe_lab.kernels.replay import misses_by_window, replay_layer
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.reuse import lru_profile
 from moe_lab.kernels.walk import walk
-from moe_lab.policy import Policy
 from moe_lab.routing import Original, RoutingPolicy
 from moe_lab.trace import Trace
 
@@ -138,20 +135,11 @@ def _at(layers: list[_Layer], task: Task, E: int, window: int, size: int, uses: 
 
 
 def _hits(layer: _Layer, policy: EvictionPolicy, E: int, size: int, seed: int) -> np.ndarray:
-    """(N, K) bool: what a policy has resident, through all stretches of its schedule."""
+    """(N, K) bool: what a policy has resident."""
     K = layer.ids.shape[1]
-    state: LayerState | None = None
-    hits = []
-    for first, end, (now,) in stretches((policy,), layer.place, len(layer.ids) // layer.rows):
-        if state is None:
-            state = LayerState.new(E, K, size, Original(), now, layer.place, seed)
-            state.evict_state[TOP_K] = K * layer.rows       # uses of a token
-        else:
-            state.set_eviction(now)
-        part = slice(first * layer.rows, end * layer.rows)
-        hits.append(replay_layer(layer.ids[part], None if layer.weights is None else layer.weights[part], state,
-                                 None if layer.logits is None else layer.logits[part], layer.rows))
-    return np.concatenate(hits)
+    state = LayerState.new(E, K, size, Original(), policy, layer.place, seed)
+    state.evict_state[TOP_K] = K * layer.rows       # uses of a token
+    return replay_layer(layer.ids, layer.weights, state, layer.logits, layer.rows)
 
 
 def _routed(trace: Trace, task: Task, routing: RoutingPolicy, size: int, tick: Tick) -> Counts:
@@ -162,24 +150,15 @@ def _routed(trace: Trace, task: Task, routing: RoutingPolicy, size: int, tick: T
     swapped, mass = 0, 0.0
     for layer in range(trace.L):
         logits = trace.logits[:, layer].astype(np.float32)
-        weights = softmax(logits)
-        state: LayerState | None = None
-        ids, hits = np.empty((len(trace), K), np.int32), np.empty((len(trace), K), np.bool_)
-        for first, end, (rank, keep) in stretches((routing, task.eviction), layer, len(trace)):
-            if state is None:
-                state = LayerState.new(E, K, size, rank, keep, layer, task.seed)
-            else:
-                state.set_routing(rank)
-                state.set_eviction(keep)
-            walked = walk(state, logits[first:end], weights[first:end])
-            ids[first:end], hits[first:end] = walked.ids, walked.hits
-            swapped += int(np.count_nonzero(walked.rank >= K))
-            mass += float(walked.mass.sum(dtype=np.float64))
-        missed, waited = misses_by_window(ids, hits, window)
+        state = LayerState.new(E, K, size, routing, task.eviction, layer, task.seed)
+        walked = walk(state, logits, softmax(logits))
+        swapped += int(np.count_nonzero(walked.rank >= K))
+        mass += float(walked.mass.sum(dtype=np.float64))
+        missed, waited = misses_by_window(walked.ids, walked.hits, window)
         misses.append(missed)
         waits.append(waited)
-        uses.append(misses_by_window(ids, np.zeros_like(hits), window)[0])
-        bound.append(belady(ids, E, size))
+        uses.append(misses_by_window(walked.ids, np.zeros_like(walked.hits), window)[0])
+        bound.append(belady(walked.ids, E, size))
         tick(1)
     return Counts(np.stack(misses), np.stack(waits), np.stack(uses), np.array(bound), swapped, mass)
 
@@ -189,19 +168,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 
-
-def stretches(policies: tuple[Any, ...], layer: int, tokens: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Stretches (first, end, policies) of ``tokens`` tokens in which every parameter of all policies is one number.
-
-    Example:
-        >>> from moe_lab.parameters import Schedule
-        >>> from moe_lab.eviction import AgedLFU
-        >>> [(a, b, one.half_life) for a, b, (one,) in stretches((AgedLFU(half_life=Schedule({0: 8, 5: 64})),), 0, 9)]
-        [(0, 5, 8.0), (5, 9, 64.0)]
-    """
-    cuts = {0, tokens}
-    for policy in policies:
-        one: Policy = policy
-        cuts |= {first for first, _, _ in one.pieces(layer, 0, tokens)}
-    for first, end in itertools.pairwise(sorted(cuts)):
-        yield first, end, tuple(policy.at(layer, first) for policy in policies)

@@ -162,7 +162,7 @@ class Tab:
                               a.commands.execute('notebook:run-cell'); }""", cell)
         if wait:
             self.page.wait_for_function("""i => { const c = window.jupyterapp.shell.currentWidget.content.widgets[i];
-                return c.model.executionCount > 0 && c.model.executionState !== 'running'; }""", arg=cell, timeout=60000)
+                return c.model.executionCount > 0 && c.model.executionState !== 'running'; }""", arg=cell, timeout=300000)
 
     def do(self, code: str) -> None:
         """Run code in the kernel, out of sight; its exception is raised here."""

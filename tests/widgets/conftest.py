@@ -17,6 +17,26 @@ import fake_engine
 
 from moe_lab_widgets import Lab, controls
 
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Print a measured figure, with what is aimed at, when all tests have ended."""
+
+    def note(words: str, aim: str = "") -> None:
+        request.config.stash.setdefault(FIGURES, []).append(f"{words}{f'   [{aim}]' if aim else ''}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The figures that tests have noted."""
+    if lines := config.stash.get(FIGURES, []):
+        terminalreporter.section("figures of the dashboard")
+        for line in lines:
+            terminalreporter.write_line(line)
+
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> fake_engine.FakeEngine:

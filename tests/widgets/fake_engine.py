@@ -182,7 +182,7 @@ class FakeTelemetry:
         self.logits = logits
         self.token += 1
 
-    def snapshot(self) -> Any:
+    def snapshot(self, recent: int = 64) -> Any:
         used, loaded, swapped = (np.zeros_like(self.resident) for _ in range(3))
         if self.token:
             row, rows = (self.token - 1) % self.ring.capacity, np.arange(len(self.resident))[:, None]

@@ -243,7 +243,7 @@ class Session:
         """Send the present state to every view that can take it."""
         views = [view for view in self.views if view.due()]
         if views:
-            snapshot = self.engine.telemetry.snapshot()
+            snapshot = self.engine.telemetry.snapshot(recent=0)      # the rates are counted here
             self.note_routes(snapshot.token)
             for view in views:
                 with contextlib.suppress(Exception):     # a page that is gone is no reason to stop generating

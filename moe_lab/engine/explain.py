@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.ledger import Ring
+from moe_lab.kernels.record import Ring
 from moe_lab.units import format_bytes
 
 

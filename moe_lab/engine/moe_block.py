@@ -59,7 +59,7 @@ class MoEBlocks:
             ids, weights = self._observe(layer, ids, weights)
         if x.shape[0] == 1 and self.settle:
             self._x[:] = x[0].float().numpy()
-            y = self._token(layer, self._x, weights[0].float().numpy())
+            y = self._token(layer, self._x, weights[0].float().numpy(), self.telemetry.room(layer))
             return torch.from_numpy(y).to(x.dtype, copy=True)[None]
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
@@ -77,7 +77,7 @@ class MoEBlocks:
         walked = self._walk(layer, logits, weights)
         gates = self.rules[layer].finish(walked.gates, walked.ids)
         self.telemetry.routed(layer, perf_counter() - began)
-        return self._token(layer, x, gates[0])
+        return self._token(layer, x, gates[0], walked)
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where routing policies are off: let the residency follow the choice of the model's own router."""
@@ -86,9 +86,9 @@ class MoEBlocks:
         self.telemetry.routed(layer, perf_counter() - began)
         return _tensors(walked.ids, walked.gates)
 
-    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray) -> np.ndarray:
+    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked) -> np.ndarray:
         """One token (D,): what it misses is loaded, then all its experts in one kernel call, from their slots."""
-        began, traffic, walked = perf_counter(), Traffic(), self.telemetry.room(layer)
+        began, traffic = perf_counter(), Traffic()
         self.touched += gates.size
         slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
         self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from moe_lab.engine.lean import LeanDecode
-from moe_lab.engine.recorder import Counts
+from moe_lab.engine.recorder import times_of
 from moe_lab.engine.records import Step
 from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.text import TextStream
+from moe_lab.kernels.record import Counts
 
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
@@ -67,4 +68,4 @@ class _Model:
 
 def _step(index: int, position: int, text: str, token: int, counts: Counts, touched: int, finish: str) -> Step:
     return Step(index, position, text, (token,), counts.hits, counts.misses, counts.swapped, counts.read_bytes,
-                touched, counts.times, finish)
+                touched, times_of(counts), finish)

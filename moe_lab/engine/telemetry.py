@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moe_lab.engine.ranking import Ranking, ranking_of
-from moe_lab.engine.recorder import Counts, Recorder
-from moe_lab.kernels.ledger import Ring, Spent, Totals, book_of, enter, page_of
+from moe_lab.engine.recorder import Recorder
+from moe_lab.kernels.ledger import book_of, enter, page_of
+from moe_lab.kernels.record import Counts, Ring, Spent, Totals
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.walk import Walked
 
@@ -83,16 +84,16 @@ class Telemetry:
         self.totals = Totals.empty(L, E)
         self._book = book_of(self.ring, self.totals, [state.block for state in states])
         self.token = 0
-        self.recorder = Recorder(L, K)
-        self._one = self._pass = _Pass(L, 1, K)
         self._version = 0
+        self.begin_run()
+        self._one = self._pass = _Pass(L, 1, K)
         self.settled()
 
     # --- the writer's side, in the order of a pass -------------------------------------------------
 
     def begin_run(self) -> None:
         """A run begins: its record is empty."""
-        self.recorder = Recorder(self.L, self.K)
+        self.recorder = Recorder(self.L, self.K, self._whole)
 
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
@@ -119,15 +120,12 @@ class Telemetry:
         rows, version = recorder.rows(now.T), self._version
         try:
             self._version = version + 1
-            hits, misses, swapped, mass, size, wait_s, route_s, experts_s = enter(
-                self._book, now.page, rows, self.token, recorder.tokens, self._phase, total_s)
+            counts = enter(self._book, now.page, rows, self.token, recorder.tokens, self._phase, total_s)
             self.token += now.T
+            recorder.tokens += now.T
         finally:                # an interrupt must not leave it odd: readers would wait for ever
             self._version = version + 2
-        counts = Counts(now.T, hits, misses, swapped, mass, now.T * self.L, size, wait_s, route_s, experts_s,
-                        max(0.0, total_s - wait_s - route_s - experts_s))
-        recorder.entered(self._phase, counts)
-        return counts
+        return Counts._make(counts)
 
     def settled(self) -> None:
         """Residency changed outside a pass (a resize, a reset, a pass cut off)."""

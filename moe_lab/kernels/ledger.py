@@ -1,6 +1,6 @@
 """The ledger: what a pass did in every layer, entered into the record of all tokens by one call.
 
-Knows the arrays of the record and how they are counted. Knows no thread and no clock: ``engine.telemetry`` keeps
+Knows how the arrays of ``record`` are counted and filled. Knows no thread and no clock: ``engine.telemetry`` keeps
 readers and writer apart. A dozen small NumPy calls a layer would cost more than all walks of a token, and so would
 the conversion of forty arrays: their addresses are written down once (see ``kernels.pointers``).
 The slow twin is ``ledger_slow``.
@@ -9,7 +9,6 @@ The slow twin is ``ledger_slow``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Self
 
 import numba
 import numpy as np
@@ -17,103 +16,11 @@ import numpy as np
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layer import FIELDS, opened
 from moe_lab.kernels.pointers import pointer
+from moe_lab.kernels.record import OTHER, WHOLE, Log, Ring, Spent, Totals
 from moe_lab.kernels.walk import Walked
 
 WORDS = len(FIELDS)
 """Numbers in the block of a layer."""
-
-
-class Ring(NamedTuple):
-    """The last N tokens, one row a token, written in a circle; bytes and seconds of a pass stand at its last token."""
-
-    ids: np.ndarray
-    """(N, L, K) int32, as the next three in falling gate weight; -1 where fewer than K were used."""
-    hits: np.ndarray
-    """(N, L, K) bool."""
-    rank: np.ndarray
-    """(N, L, K) int16."""
-    evicted: np.ndarray
-    """(N, L, K) int32."""
-    read_bytes: np.ndarray
-    """(N, L) int64."""
-    wait_s: np.ndarray
-    """(N, L) float64, as the next two."""
-    route_s: np.ndarray
-    experts_s: np.ndarray
-    total_s: np.ndarray
-    """(N,) float64: seconds of the whole pass over its tokens."""
-    phase: np.ndarray
-    """(N,) uint8."""
-    logits: np.ndarray
-    """(M, L, E) float32 of the last token of a pass, M <= N."""
-    resident: np.ndarray
-    """(M, L, E) bool: before that token."""
-
-    @property
-    def capacity(self) -> int:
-        """Tokens it holds: N."""
-        return len(self.ids)
-
-    @classmethod
-    def empty(cls, N: int, M: int, L: int, E: int, K: int) -> Self:
-        """A ring of no token yet."""
-        return cls(np.full((N, L, K), -1, np.int32), np.zeros((N, L, K), np.bool_), np.zeros((N, L, K), np.int16),
-                   np.full((N, L, K), -1, np.int32), np.zeros((N, L), np.int64), np.zeros((N, L)), np.zeros((N, L)),
-                   np.zeros((N, L)), np.zeros(N), np.zeros(N, np.uint8), np.zeros((M, L, E), np.float32),
-                   np.zeros((M, L, E), np.bool_))
-
-
-class Totals(NamedTuple):
-    """What is known of every expert, (L, E)."""
-
-    uses: np.ndarray
-    """int64, since the start."""
-    hits: np.ndarray
-    """int64."""
-    last_use: np.ndarray
-    """int64: token of the last use, -1 for never."""
-    resident: np.ndarray
-    """bool, after the last token."""
-    scores: np.ndarray
-    """float32: what the routing policy gave for the last token."""
-
-    @classmethod
-    def empty(cls, L: int, E: int) -> Self:
-        """Of no token yet."""
-        return cls(np.zeros((L, E), np.int64), np.zeros((L, E), np.int64), np.full((L, E), -1, np.int64),
-                   np.zeros((L, E), np.bool_), np.zeros((L, E), np.float32))
-
-
-class Log(NamedTuple):
-    """All tokens of a run, one row a token."""
-
-    ids: np.ndarray
-    """(N, L, K) int32."""
-    gates: np.ndarray
-    """(N, L, K) float32."""
-    phase: np.ndarray
-    """(N,) uint8."""
-
-    @classmethod
-    def empty(cls, N: int, L: int, K: int) -> Self:
-        """Room for N tokens."""
-        return cls(np.empty((N, L, K), np.int32), np.empty((N, L, K), np.float32), np.empty(N, np.uint8))
-
-
-class Spent(NamedTuple):
-    """What a pass read and how long it took, (L,)."""
-
-    read_bytes: np.ndarray
-    """int64."""
-    wait_s: np.ndarray
-    """float64, as the next two."""
-    route_s: np.ndarray
-    experts_s: np.ndarray
-
-    @classmethod
-    def empty(cls, L: int) -> Self:
-        """Nothing spent."""
-        return cls(np.zeros(L, np.int64), np.zeros(L), np.zeros(L), np.zeros(L))
 
 
 RING = 5
@@ -148,15 +55,11 @@ def _addresses(*arrays: np.ndarray) -> list[int]:
 
 @jit
 def enter(book: np.ndarray, page: np.ndarray, rows: np.ndarray, token: int, row: int, phase: int,
-          total_s: float) -> tuple[int, int, int, float, int, float, float, float]:
-    """Enter a pass of T tokens, which took ``total_s`` seconds.
+          total_s: float) -> tuple[int, int, int, int, int, int, float, float, float, float, float]:
+    """Enter a pass of T tokens, which took ``total_s`` seconds; returns its ``Counts``, as a plain tuple.
 
     The layers hold what their last token saw and who is resident now. ``token`` tokens are in ring and totals before
     this pass, ``row`` in the log, which has room for T more.
-
-    Returns:
-        Hits, misses and swapped uses, the sum of the gate mass kept, bytes read, and seconds of waiting, routing and
-        experts, over all layers and tokens.
     """
     ring, totals, (routes, spent), log = _ring(book), _totals(book), _page(book, page), _log(book, rows)
     T, N, hits, misses, swapped, mass = page[0], book[0], 0, 0, 0, 0.0
@@ -170,8 +73,14 @@ def enter(book: np.ndarray, page: np.ndarray, rows: np.ndarray, token: int, row:
     for t in range(T):
         log.phase[row + t] = phase
         ring.phase[(token + t) % N], ring.total_s[(token + t) % N] = phase, total_s / T
-    return (hits, misses, swapped, mass, np.sum(spent.read_bytes), np.sum(spent.wait_s), np.sum(spent.route_s),
-            np.sum(spent.experts_s))
+    wait_s, route_s, experts_s = np.sum(spent.wait_s), np.sum(spent.route_s), np.sum(spent.experts_s)
+    whole = (T, hits, misses, swapped, T * book[2], np.sum(spent.read_bytes))
+    other = (mass, wait_s, route_s, experts_s, max(0.0, total_s - wait_s - route_s - experts_s))
+    for i in range(len(whole)):
+        log.whole[phase, i] += whole[i]
+    for i in range(len(other)):
+        log.other[phase, i] += other[i]
+    return whole + other
 
 
 @jit(cache=False)
@@ -184,9 +93,9 @@ def _count(totals: Totals, log: Log, routes: Walked, layer: int, t: int, token: 
         if e < 0:
             continue
         hit = routes.hits[layer, t, k]
-        totals.uses[layer, e] += 1
-        totals.hits[layer, e] += hit
-        totals.last_use[layer, e] = token
+        totals.experts[layer, e, 0] += 1
+        totals.experts[layer, e, 1] += hit
+        totals.experts[layer, e, 2] = token
         hits, misses, swapped = hits + hit, misses + 1 - hit, swapped + (routes.rank[layer, t, k] >= K)
     return hits, misses, swapped
 
@@ -228,12 +137,9 @@ def _ring(book: np.ndarray) -> Ring:
 
 @jit(cache=False)
 def _totals(book: np.ndarray) -> Totals:
-    shape, at = (book[2], book[3]), book[TOTALS:LAYERS]
-    return Totals(
-        numba.carray(pointer(at[0]), shape, np.int64), numba.carray(pointer(at[1]), shape, np.int64),
-        numba.carray(pointer(at[2]), shape, np.int64), numba.carray(pointer(at[3]), shape, np.bool_),
-        numba.carray(pointer(at[4]), shape, np.float32),
-    )
+    L, E, at = book[2], book[3], book[TOTALS:LAYERS]
+    return Totals(numba.carray(pointer(at[0]), (L, E, 3), np.int64), numba.carray(pointer(at[1]), (L, E), np.bool_),
+                  numba.carray(pointer(at[2]), (L, E), np.float32))
 
 
 @jit(cache=False)
@@ -253,5 +159,8 @@ def _page(book: np.ndarray, page: np.ndarray) -> tuple[Walked, Spent]:
 @jit(cache=False)
 def _log(book: np.ndarray, rows: np.ndarray) -> Log:
     N, L, K = rows[0], book[2], book[4]
-    return Log(numba.carray(pointer(rows[1]), (N, L, K), np.int32),
-               numba.carray(pointer(rows[2]), (N, L, K), np.float32), numba.carray(pointer(rows[3]), (N,), np.uint8))
+    return Log(
+        numba.carray(pointer(rows[1]), (N, L, K), np.int32), numba.carray(pointer(rows[2]), (N, L, K), np.float32),
+        numba.carray(pointer(rows[3]), (N,), np.uint8), numba.carray(pointer(rows[4]), (2, WHOLE), np.int64),
+        numba.carray(pointer(rows[5]), (2, OTHER), np.float64),
+    )

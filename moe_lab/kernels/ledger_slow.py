@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.ledger import Log, Ring, Spent, Totals
+from moe_lab.kernels.record import WHOLE, Counts, Log, Ring, Spent, Totals
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.walk import Walked
 
 
 def enter_slow(ring: Ring, totals: Totals, log: Log, routes: Walked, spent: Spent, states: list[LayerState],
-               token: int, row: int, phase: int,
-               total_s: float) -> tuple[int, int, int, float, int, float, float, float]:
+               token: int, row: int, phase: int, total_s: float) -> Counts:
     """As :func:`moe_lab.kernels.ledger.enter`, with the layers themselves in place of their addresses."""
     T, K = routes.ids.shape[1:]
     log.ids[row : row + T], log.gates[row : row + T] = (a.transpose(1, 0, 2) for a in (routes.ids, routes.gates))
@@ -36,5 +35,10 @@ def enter_slow(ring: Ring, totals: Totals, log: Log, routes: Walked, spent: Spen
     np.maximum.at(totals.last_use, at, token + tokens)
     hits = int(np.count_nonzero(routes.hits & chosen))
     swapped = int(np.count_nonzero((routes.rank >= K) & chosen))
-    return (hits, places.size - hits, swapped, float(routes.mass.sum(dtype=np.float64)), int(spent.read_bytes.sum()),
-            float(spent.wait_s.sum()), float(spent.route_s.sum()), float(spent.experts_s.sum()))
+    wait_s, route_s, experts_s = (float(each.sum()) for each in (spent.wait_s, spent.route_s, spent.experts_s))
+    counts = Counts(T, hits, places.size - hits, swapped, T * len(states), int(spent.read_bytes.sum()),
+                    float(routes.mass.sum(dtype=np.float64)), wait_s, route_s, experts_s,
+                    max(0.0, total_s - wait_s - route_s - experts_s))
+    log.whole[phase] += np.array(counts[:WHOLE])
+    log.other[phase] += np.array(counts[WHOLE:])
+    return counts

@@ -7,8 +7,9 @@ import pytest
 from layers import new_layer, random_logits, softmax
 
 from moe_lab.eviction import LFU
-from moe_lab.kernels.ledger import Log, Ring, Spent, Totals, book_of, enter, page_of, rows_of
+from moe_lab.kernels.ledger import book_of, enter, page_of, rows_of
 from moe_lab.kernels.ledger_slow import enter_slow
+from moe_lab.kernels.record import Log, Ring, Spent, Totals
 from moe_lab.kernels.walk import Walked, walk
 from moe_lab.routing import CachePrior, DropCold, Original
 
@@ -30,12 +31,13 @@ def test_a_pass_is_entered_as_by_the_slow_twin(rng: np.random.Generator, routing
         more = token, token, int(T == 1), 0.25 * T
         found = enter(book, page_of(routes, spent), rows, *more)
         assert found == pytest.approx(enter_slow(*slow, routes, spent, states, *more), rel=1e-12)
-        assert found[0] + found[1] == np.count_nonzero(routes.ids >= 0)
+        assert found[1] + found[2] == np.count_nonzero(routes.ids >= 0)
         token, fewer = token + T, fewer + np.count_nonzero(routes.ids < 0)
         for one, twin in zip(fast, slow, strict=True):
             for name, mine, other in zip(one._fields, one, twin, strict=True):
-                filled = slice(0, token) if isinstance(one, Log) else slice(None)
-                np.testing.assert_array_equal(mine[filled], other[filled], err_msg=name)
+                filled = slice(0, token) if isinstance(one, Log) and len(mine) > 2 else slice(None)
+                exact = 1e-12 if name == "other" else 0
+                np.testing.assert_allclose(mine[filled], other[filled], rtol=exact, err_msg=name)
     assert bool(fewer) is isinstance(routing, DropCold)
     assert fast[1].uses.sum() == token * L * K - fewer
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_lab.eviction.base import EvictionPolicy
-from moe_lab.kernels.layout import TOP_K
+from moe_lab.kernels.jit import jit
+from moe_lab.kernels.layout import OWN, TOKEN, Stats
 from moe_lab.parameters import Table
 
 if TYPE_CHECKING:
@@ -24,10 +25,51 @@ GAP = len(HALF_LIVES)
 """Column of the distance between the last two uses, in tokens, log2; 0 where there was one use."""
 FAINT = -8.0
 """Least log2 of a faded count that the network sees."""
+LAST, COUNT, AGE, X, FAR = GAP + 1, GAP + 2, GAP + 5, GAP + 6, GAP + 10
+"""Columns: the token of the last use, from 1, and the faded counts themselves; and, for the token at hand, the age, the
+inputs but the last, and the estimate."""
+ESTIMATED = OWN
+"""Place in the state: the token, from 1, that the estimates are of."""
+JUST_USED = -1e300
+"""Stands where an expert was used since the estimates were made."""
+REFRESH = 16.0
+"""Tokens after which estimates are made again, even if nobody had to leave: a cache may be made smaller at any time."""
+OLD = 1023
+"""Tokens after which an age, in log2, and the fading of counts at a use, do not grow further."""
+LOGS = np.log2(1.0 + np.arange(OLD + 1))
+FADES = 2.0 ** (-np.arange(OLD + 1) / np.array(HALF_LIVES)[:, None])
 SIZE = INPUTS + INPUTS * HIDDEN + 2 * HIDDEN
 """Numbers of the network: the straight part, then per hidden unit its weights, bias and output."""
 UNTRAINED = (0.0, 0.0, -1.0, 0.0, 0.0, *([0.0] * (SIZE - INPUTS)))
 """Minus the count with a half-life of 16 tokens: aged LFU."""
+
+
+@jit(cache=False)
+def estimate_all(stats: Stats, state: np.ndarray, params: np.ndarray) -> None:
+    """f of every expert at the token at hand, into the column FAR: two units at a time over all experts, which vector
+    units like."""
+    own = stats.own
+    ages, far, x0, x1, x2, x3, x4 = own[AGE], own[FAR], own[X], own[X + 1], own[X + 2], own[X + 3], own[GAP]
+    last, token = own[LAST], state[TOKEN] + 1.0
+    for e in range(far.size):
+        ages[e] = token - last[e]
+        x0[e] = LOGS[min(int(ages[e]), OLD)]
+    for i in range(GAP):
+        logs, row = own[i], own[X + 1 + i]
+        for e in range(far.size):
+            value = logs[e] - ages[e] / HALF_LIVES[i]
+            row[e] = value if value > FAINT else FAINT
+    p = params
+    for e in range(far.size):
+        far[e] = p[0] * x0[e] + p[1] * x1[e] + p[2] * x2[e] + p[3] * x3[e] + p[4] * x4[e]
+    for h in range(0, HIDDEN, 2):
+        a = params[INPUTS + h * (INPUTS + 2) :]
+        a0, a1, a2, a3, a4, a_bias, a_out = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+        b0, b1, b2, b3, b4, b_bias, b_out = a[7], a[8], a[9], a[10], a[11], a[12], a[13]
+        for e in range(far.size):
+            one = a0 * x0[e] + a1 * x1[e] + a2 * x2[e] + a3 * x3[e] + a4 * x4[e] + a_bias
+            two = b0 * x0[e] + b1 * x1[e] + b2 * x2[e] + b3 * x3[e] + b4 * x4[e] + b_bias
+            far[e] = far[e] + a_out * (one if one > 0.0 else 0.0) + b_out * (two if two > 0.0 else 0.0)
 
 
 class LearnedEviction(EvictionPolicy):
@@ -41,7 +83,8 @@ class LearnedEviction(EvictionPolicy):
     Sources: FlashMoE, arXiv 2601.17063 (a network over recency and frequency that imitates Belady's choice); CECAR (one
     that predicts the reuse distance).
 
-    State: four columns, the faded counts at the last use and the last distance.
+    State: the faded counts at the last use and their log2, the last distance, the token of the last use; and, for the
+    token at hand, ages, inputs and estimates.
 
     Example:
         >>> from moe_lab.trace import Trace
@@ -53,36 +96,30 @@ class LearnedEviction(EvictionPolicy):
 
     name = "learned"
     weights = Table(UNTRAINED, doc="the network: straight part, then weights, bias and output of each hidden unit")
-    columns = GAP + 1
+    columns = FAR + 1
+    state_size = 1
 
     @staticmethod
     def keep(expert, stats, state, params, now):  # type: ignore[no-untyped-def]
-        """Minus the network's estimate. Written out, so that it runs without an allocation."""
-        own, K = stats.own, max(state[TOP_K], 1.0)
-        age = (now - stats.last_use[expert]) / K
-        x0, x4 = math.log2(1.0 + age), own[GAP, expert]
-        x1 = max(own[0, expert] - age / HALF_LIVES[0], FAINT)
-        x2 = max(own[1, expert] - age / HALF_LIVES[1], FAINT)
-        x3 = max(own[2, expert] - age / HALF_LIVES[2], FAINT)
-        far = params[0] * x0 + params[1] * x1 + params[2] * x2 + params[3] * x3 + params[4] * x4
-        for h in range(HIDDEN):
-            at = INPUTS + h * (INPUTS + 2)
-            unit = (params[at] * x0 + params[at + 1] * x1 + params[at + 2] * x2 + params[at + 3] * x3
-                    + params[at + 4] * x4 + params[at + 5])
-            if unit > 0.0:
-                far += params[at + 6] * unit
-        return -far
+        """Minus the last estimate; see touch for when it is made."""
+        return -stats.own[FAR, expert]
 
     @staticmethod
     def touch(expert, weight, hit, stats, state, params, now):  # type: ignore[no-untyped-def]
-        """One more use: each count fades, then grows by 1; all in log2."""
-        age = (now - stats.last_use[expert]) / max(state[TOP_K], 1.0)
-        used = stats.uses[expert] > 0
+        """One more use: each count fades, then grows by 1. Estimates of all experts are made before the first miss of a
+        token makes room, and every 16 tokens in any case; who was used since then is kept before all others."""
+        own, token = stats.own, state[TOKEN] + 1.0
+        if token - state[ESTIMATED] >= (REFRESH if hit else 1.0):
+            state[ESTIMATED] = token
+            estimate_all(stats, state, params)
+        age, used = token - own[LAST, expert], own[LAST, expert] > 0.0
         for i in range(GAP):
-            faded = stats.own[i, expert] - age / HALF_LIVES[i]
-            grown = max(faded, 0.0) + math.log2(1.0 + 2.0 ** -abs(faded))
-            stats.own[i, expert] = grown if used else 0.0
-        stats.own[GAP, expert] = math.log2(1.0 + age) if used else 0.0
+            count = 1.0
+            if used:
+                count += own[COUNT + i, expert] * FADES[i, min(int(age), OLD)]
+            own[COUNT + i, expert], own[i, expert] = count, math.log2(count)
+        own[GAP, expert] = LOGS[min(int(age), OLD)] if used else 0.0
+        own[LAST, expert], own[FAR, expert] = token, JUST_USED
 
     @classmethod
     def fit(cls, trace: Trace, *, horizon: int = 16, epochs: int = 12, seed: int = 0) -> LearnedEviction:

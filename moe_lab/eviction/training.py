@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from moe_lab.errors import TraceError
-from moe_lab.eviction.learned import FAINT, GAP, HALF_LIVES, HIDDEN, INPUTS, UNTRAINED, LearnedEviction
+from moe_lab.eviction.learned import FAINT, GAP, HALF_LIVES, HIDDEN, INPUTS, OLD, UNTRAINED, LearnedEviction
 from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.residency import LayerState
 from moe_lab.policy import Policy
@@ -90,16 +90,16 @@ def samples(ids: np.ndarray, E: int, horizon: int) -> tuple[np.ndarray, np.ndarr
         targets.append(np.log2(far[t][wanted]))
         fresh = used[t] & ~seen
         for i, half_life in enumerate(HALF_LIVES):
-            grown = np.logaddexp2(counts[i] - age / half_life, 0.0)
+            grown = np.logaddexp2(counts[i] - np.minimum(age, OLD) / half_life, 0.0)
             counts[i] = np.where(used[t], np.where(fresh, 0.0, grown), counts[i])
-        gap = np.where(used[t], np.where(fresh, 0.0, np.log2(1.0 + age)), gap)
+        gap = np.where(used[t], np.where(fresh, 0.0, np.log2(1.0 + np.minimum(age, OLD))), gap)
         last = np.where(used[t], float(t), last)
     return (np.concatenate(found), np.concatenate(targets)) if found else (np.empty((0, INPUTS)), np.empty(0))
 
 
 def _inputs(counts: np.ndarray, gap: np.ndarray, age: np.ndarray) -> np.ndarray:
     faded = [np.maximum(counts[i] - age / half_life, FAINT) for i, half_life in enumerate(HALF_LIVES)]
-    return np.stack([np.log2(1.0 + age), *faded, gap], axis=-1)
+    return np.stack([np.log2(1.0 + np.minimum(age, OLD)), *faded, gap], axis=-1)
 
 
 def fit(inputs: np.ndarray, far: np.ndarray, epochs: int, rng: np.random.Generator) -> np.ndarray:

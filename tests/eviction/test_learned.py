@@ -11,7 +11,7 @@ from layers import TRACES, new_layer, random_ids
 import moe_lab as ml
 from moe_lab.errors import PolicyError, TraceError
 from moe_lab.eviction import LRU, AgedLFU, EvictionPolicy, LearnedEviction
-from moe_lab.eviction.learned import HIDDEN, INPUTS, SIZE
+from moe_lab.eviction.learned import ESTIMATED, FAR, HIDDEN, INPUTS, JUST_USED, REFRESH, SIZE, estimate_all
 from moe_lab.eviction.training import _gradients, samples
 from moe_lab.kernels.replay import replay_layer
 
@@ -29,11 +29,26 @@ def test_training_sees_what_the_policy_sees(rng: np.random.Generator) -> None:
     expected = inputs @ weights[:INPUTS] + np.maximum(inputs @ units[:, :INPUTS].T + units[:, -2], 0) @ units[:, -1]
     state, found = new_layer(6, 1, 6, None, LearnedEviction(weights=weights)), []
     for t in range(50):
-        now = int(state.clock[0]) + 1
-        found += [-LearnedEviction.keep(e, state.stats, state.evict_state, weights, now)
+        now, ahead = int(state.clock[0]) + 1, state.copy()
+        estimate_all(ahead.stats, ahead.evict_state, weights)
+        found += [-LearnedEviction.keep(e, ahead.stats, ahead.evict_state, weights, now)
                   for e in range(6) if state.stats.uses[e] and e != ids[t, 0]]
         replay_layer(ids[t : t + 1], None, state)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_estimates_are_made_before_room_is_and_no_later_than_every_16_tokens(rng: np.random.Generator) -> None:
+    ids = random_ids(rng, 400, 2, 9)
+    state = new_layer(9, 2, 8, None, LearnedEviction(weights=rng.standard_normal(SIZE)))
+    missed = hit = 0
+    for t in range(400):
+        hits = replay_layer(ids[t : t + 1], None, state)
+        made = state.evict_state[ESTIMATED] == t + 1
+        assert made or hits.all()
+        assert t + 1 - state.evict_state[ESTIMATED] < REFRESH
+        assert state.stats.own[FAR, ids[t, -1]] == JUST_USED        # who was used after the estimates leaves last
+        missed, hit = missed + (not hits.all()), hit + (made and bool(hits.all()))
+    assert missed and hit
 
 
 def test_the_target_is_the_clipped_distance_to_the_next_use() -> None:
@@ -64,9 +79,9 @@ def test_the_gradients_are_those_of_the_loss(rng: np.random.Generator) -> None:
 
 
 def test_untrained_it_is_aged_lfu_with_a_half_life_of_16_tokens(rng: np.random.Generator) -> None:
-    ids = random_ids(rng, 300, 2, 20)
-    np.testing.assert_array_equal(replay_layer(ids, None, new_layer(20, 2, 8, None, LearnedEviction())),
-                                  replay_layer(ids, None, new_layer(20, 2, 8, None, AgedLFU(half_life=32))))
+    ids = random_ids(rng, 600, 1, 20)
+    np.testing.assert_array_equal(replay_layer(ids, None, new_layer(20, 1, 8, None, LearnedEviction())),
+                                  replay_layer(ids, None, new_layer(20, 1, 8, None, AgedLFU(half_life=16))))
 
 
 def test_it_learns_a_loop_that_recency_and_frequency_get_wrong() -> None:

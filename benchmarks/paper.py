@@ -11,6 +11,7 @@ where it was, a repeated one is read (``--fresh`` measures again), and another m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def measure(bench: Bench) -> Values:
         done("synthetic", synthetic.measure(bench))
         done("speed", speed.measure(bench, report["curves"]))
     report["model"]["digest_after"] = checkpoint(bench.engine.files)
-    report["made"] = {**made(), "quick": bench.scale.quick}
+    report["made"] = {**made(), "quick": bench.scale.quick, "windows": bench.scale.windows}
     return report
 
 
@@ -105,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write, say what came out."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a short text and few settings; the figures mean nothing")
+    parser.add_argument("--windows", type=int, default=FULL.windows,
+                        help="windows of each world (%(default)s); fewer are faster and give wider intervals")
     parser.add_argument("--model", default="pocket", help="a checkpoint of this project's tokenizer (%(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the report (docs; with --quick work/paper/quick)")
     parser.add_argument("--store", type=Path, default=ROOT / "work" / "paper", help="folder of results (%(default)s)")
@@ -112,13 +115,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="keep results in a new folder below the store")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     options = parser.parse_args(arguments)
+    if not 2 <= options.windows <= FULL.windows:
+        parser.error(f"--windows {options.windows}: intervals need 2, and the excerpts are divided for {FULL.windows}")
     torch.set_num_threads(options.threads)
     store = options.store / time.strftime("fresh-%Y%m%d-%H%M%S") if options.fresh else options.store
     out = options.out or (options.store / "quick" if options.quick else ROOT / "docs")
     if options.again:
         report = judge(json.loads((out / "paper.json").read_text(encoding="utf-8")))
     else:
-        report = judge(_measured(QUICK if options.quick else FULL, store, options.model))
+        scale = QUICK if options.quick else dataclasses.replace(FULL, windows=options.windows)
+        report = judge(_measured(scale, store, options.model))
     for path in write(report, out):
         print(f"wrote {path}")
     for claim in report["claims"]:

@@ -23,12 +23,17 @@ from reproduction import (
     synthetic,
     transfer,
 )
-from reproduction.bench import Values
+from reproduction.bench import FULL, Values
 from reproduction.claims import HOLDS, NOT, PART, Claim
 from reproduction.words import table
 
 QUICK = """
 > **Made with `--quick`**, on a few tokens and settings, to see that every part runs. No figure here means anything.
+"""
+
+SHORT = """
+> **Made with `--windows {windows}`**, where the whole report takes {whole}: figures are real, intervals are wide, and a
+> verdict near its threshold may turn.
 """
 
 
@@ -55,7 +60,7 @@ def page(report: Values) -> str:
     """The whole report."""
     main = report["curves"]
     parts = [
-        _head(report), QUICK if report["made"]["quick"] else "", _verdicts(report["claims"]),
+        _head(report), _warning(report["made"]), _verdicts(report["claims"]),
         curves.targets_section(main), curves.section(main),
         "![Misses and perplexity by penalty](pictures/paper-penalty.png)", lifetimes.section(main),
         ranks.section(report["ranks"]), head.section(report["head"]), accuracy.section(report["accuracy"]),
@@ -64,6 +69,12 @@ def page(report: Values) -> str:
         floor.section(report["floor"], main, report["head"]), synthetic.section(report["synthetic"]),
     ]
     return "\n".join(part.strip() + "\n" for part in parts if part.strip())
+
+
+def _warning(made: Values) -> str:
+    if made["quick"]:
+        return QUICK
+    return SHORT.format(windows=made["windows"], whole=FULL.windows) if made["windows"] < FULL.windows else ""
 
 
 def _head(report: Values) -> str:

@@ -201,3 +201,15 @@ def test_pictures_are_small_pngs(paper, report, tmp_path):
     if not written:
         pytest.skip("there is no Chromium here")
     assert written[0].read_bytes().startswith(b"\x89PNG") and 2_000 < written[0].stat().st_size < 60_000
+
+
+def test_a_report_on_fewer_windows_says_so_and_one_window_is_refused(paper, report, capsys):
+    from reproduction import page
+
+    short = {**report, "made": {**report["made"], "quick": False, "windows": 3}}
+    assert "Made with `--windows 3`" in page.page(short) and "--quick" not in page.page(short)
+    whole = page.page({**short, "made": {**short["made"], "windows": 12}})
+    assert "Made with `--" not in whole
+    with pytest.raises(SystemExit):
+        paper.main(["--windows", "1"])
+    assert "intervals need 2" in capsys.readouterr().err

@@ -115,7 +115,7 @@ test("an end has its reason", () => {
   assert.equal(lab.stateWord("running", ""), "running");
 });
 
-const parameter = (o) => ({ name: "p", default: 1, low: 0, high: 1, unit: "", doc: "", integer: false, open_ended: false, words: {}, ...o });
+const parameter = (o) => ({ name: "p", default: 1, low: 0, high: 1, unit: "", doc: "", integer: false, open_ended: false, rare: false, words: {}, ...o });
 test("a value with a word is shown as the word", () => {
   const q = parameter({ low: 0, high: 64, words: { running: 0, token: -1 } });
   assert.deepEqual([0, -1, "token", 12, "[0.1]"].map((v) => lab.wordOf(q, v)), ["running", "token", "token", "", ""]);

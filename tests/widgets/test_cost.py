@@ -134,6 +134,7 @@ def test_memory_stays_over_ten_minutes(tab, figure):
     figure(f"{minutes:g} minutes, {tokens:,} tokens: page heap {first[0]:.1f} MB, {last[0] - first[0]:+.1f} MB "
            f"(DOM nodes {first[1]:.0f}, {last[1] - first[1]:+.0f})", "at most +5 MB")
     figure(f"{minutes:g} minutes: kernel {first[2]:.0f} MB, {last[2] - first[2]:+.1f} MB", "at most +20 MB")
+    assert last[1] - first[1] < 8000, "views that were made anew are let go"
     if minutes >= 10:
         assert last[0] - first[0] < 5
         assert last[2] - first[2] < 20

@@ -94,6 +94,12 @@ def test_a_drag_is_one_mark_and_another_knob_another():
     assert [m["words"] for m in record.marks()] == ["19 slots", "original"]
 
 
+def test_nothing_is_marked_before_the_first_token():
+    record = h.History(Clock())
+    record.mark("slots", "17 slots")
+    assert record.marks() == []
+
+
 def test_a_new_run_begins_with_an_empty_text_and_goes_on_in_the_lines():
     record, _ = filled(30)
     points = record.points

@@ -268,7 +268,7 @@ def test_a_policy_of_ones_own_gets_its_controls_from_its_declaration(engine):
     board = Lab(engine, policies=[fake_policy()])
     offered = {p["name"]: p for p in board.offered["routing"]}["mine"]
     assert offered["parameters"] == [{"name": "strength", "default": 0.5, "low": 0.0, "high": 2.0, "unit": "nats",
-                                      "doc": "how strong", "integer": False, "open_ended": False, "words": {}}]
+                                      "doc": "how strong", "integer": False, "open_ended": False, "rare": False, "words": {}}]
     board.routing = "mine"
     board.strength = 1.5
     assert engine.routing.values() == {"strength": 1.5}
@@ -301,7 +301,10 @@ def test_a_word_may_be_chosen_where_a_parameter_has_words(engine):
     assert (board.reach, engine.routing.values()["reach"]) == (0.0, 0)
     board.reach = 12
     assert board.refusals == {}
-    assert [m["words"] for m in board._session.history.marks()] == ["worded strength 0.5, reach 12"]
+    board.start("a", max_new_tokens=2)
+    board.result(5)
+    board.reach = "token"
+    assert [m["words"] for m in board._session.history.marks()] == ["reach token"]
     board.close()
 
 
@@ -414,7 +417,11 @@ def test_reset_empties_the_cache(lab, engine):
     assert not engine.telemetry.resident.any()
 
 
-def test_changes_leave_marks(lab, engine):
+def test_changes_leave_marks_once_there_is_a_line_to_mark(lab, engine):
+    lab.slots = 33
+    assert lab._session.history.marks() == []
+    lab.start("a", max_new_tokens=1)
+    lab.result(5)
     lab.slots = 20
     lab.routing = "cache-prior"
     assert [m["words"] for m in lab._session.history.marks()] == ["20 slots", "cache-prior penalty 0.5, keep_top 1"]

@@ -142,7 +142,7 @@ def _describe(policy: Any) -> dict[str, Any]:
 
 def _parameter(name: str, p: Any) -> dict[str, Any]:
     return {"name": name, "default": float(p.default), "low": float(p.low), "high": float(p.high), "unit": p.unit,
-            "doc": p.doc, "integer": bool(p.integer), "open_ended": bool(p.open_ended),
+            "doc": p.doc, "integer": bool(p.integer), "open_ended": bool(p.open_ended), "rare": bool(p.rare),
             "words": {word: float(number) for word, number in p.words.items()}}
 
 

@@ -168,6 +168,8 @@ class History:
         """Note that the user changed ``knob``; shown as ``words`` at the present token."""
         moves = self.moves(knob)
         with self._lock:
+            if not self._tokens:
+                return                       # the lines have not begun
             if moves:
                 self._marks.pop()
             self._marks.append({"token": self._tokens, "knob": knob, "words": words})

@@ -14,7 +14,7 @@
 /** @typedef {[number, number, number]} RGB */
 /** @typedef {{disk: RGB, low: RGB, high: RGB, loaded: RGB, swap: RGB, mark: RGB, route: RGB, rest: RGB, paper: RGB, ink: RGB, button: RGB, buttonInk: RGB}} Palette */
 /** @typedef {{left: number, width: number, height: number, w: number, h: number, gap: number, between: number, group: number, rows: number, cols: number}} Geometry */
-/** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean, words: Record<string, number>}} Parameter */
+/** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean, rare: boolean, words: Record<string, number>}} Parameter */
 /** @typedef {{name: string, doc: string, parameters: Parameter[]}} Policy */
 /** @typedef {{layer: number, expert: number, number: number, resident: boolean, used: boolean, loaded: boolean, swapped: boolean, token: number, before: number, after: number, uses: number, hits: number, age: number, bytes: number}} Cell */
 /** @typedef {{token: number, knob: string, words: string}} Mark */
@@ -95,7 +95,7 @@ export function geometry(width, rows, cols, dpr) {
   const w = Math.max(1, Math.min(Math.round(26 * dpr), Math.floor(all / cols)));
   const groups = Math.ceil(cols / group);
   const between = groups > 1 ? Math.max(0, Math.min(Math.round(8 * dpr), Math.floor((all - w * cols) / (groups - 1)))) : 0;
-  const h = Math.max(Math.round(3 * dpr), Math.floor(Math.min(22 * dpr, 1.4 * w, (430 * dpr) / rows)));
+  const h = Math.max(Math.round(3 * dpr), Math.floor(Math.min(22 * dpr, Math.max(1.4 * w, 13 * dpr), (430 * dpr) / rows)));
   const gap = w >= 5 * dpr ? Math.max(1, Math.round(dpr)) : 0;
   return { left, width: left + cols * w + (groups - 1) * between, height: rows * h, w, h, gap, between, group, rows, cols };
 }
@@ -276,7 +276,7 @@ const THUMB = 14;
 /** The hit rate over all cache sizes; its axis lies exactly over the slider below.
  *  @param {HTMLCanvasElement} canvas @param {number[]} hit @param {number} low @param {number} high @param {number} slots @param {Palette} p @param {Ink} ink */
 function drawCurve(canvas, hit, low, high, slots, p, ink) {
-  const [c, w, h] = sheet(canvas), top = 15, base = h - 18;
+  const [c, w, h] = sheet(canvas), top = 14, base = h - 5;
   const X = (/** @type {number} */ s) => THUMB / 2 + ((s - low) / (high - low || 1)) * (w - THUMB);
   const Y = (/** @type {number} */ v) => base - (v / 1e4) * (base - top);
   c.font = `10.5px ${ink.font}`; c.textBaseline = "middle";
@@ -289,7 +289,6 @@ function drawCurve(canvas, hit, low, high, slots, p, ink) {
   c.textAlign = "right";
   for (const [words, v] of /** @type {[string, number][]} */ ([["100 %", 10000], ["50 %", 5000]])) { c.strokeText(words, w - THUMB / 2, Y(v) - 7); c.fillText(words, w - THUMB / 2, Y(v) - 7); }
   c.lineWidth = 1;
-  c.textAlign = "left"; c.fillText(String(low), THUMB / 2, h - 7); c.textAlign = "right"; c.fillText(`${high} slots`, w - THUMB / 2, h - 7);
   const x = X(slots);
   c.strokeStyle = ink.soft; c.setLineDash([3, 3]); c.beginPath(); c.moveTo(x, top); c.lineTo(x, h); c.stroke(); c.setLineDash([]);
   if (drawn) {
@@ -423,16 +422,16 @@ function header(b) {
     const m = b.model.get("model");
     say(name, String(m.name)); say(facts, `${m.layers.length} layers × ${m.experts} experts, top-${m.top_k}, ${m.format}`);
     say(word, b.root.dataset.gone ? "kernel gone" : stateWord(b.model.get("state"), b.model.get("finish")));
-    say(more, `${b.model.get("exact") ? "exact" : "lossy"} · ${b.model.get("disk")}`);
+    say(more, `${b.model.get("exact") ? "exact: the model's own answer" : "lossy: the answer may differ"} · ${b.model.get("disk")}`);
     b.root.dataset.state = b.model.get("state");
   } };
 }
 
 /** Speed, reuse, reading. @param {Board} b @returns {Pane} */
 function numbers(b) {
-  const items = [["tps", "Speed", "tokens/s"], ["hit", "Reuse", "% of expert uses"], ["mib", "Read from disk", "MiB per token"]].map(([key, label, unit]) => {
+  const items = [["tps", "Speed", "", "tokens/s"], ["hit", "Reuse", ": the expert was in memory", "% of uses"], ["mib", "Read from disk", ": the expert was not", "MiB per token"]].map(([key, label, more, unit]) => {
     const big = h("span", { class: `big ${key}` }, "–"), canvas = h("canvas", { "aria-hidden": "true" });
-    return { key, big, canvas, el: h("div", { class: "number", role: "group", "aria-label": label }, h("div", { class: "label" }, label), h("div", { class: "figure" }, big, h("span", { class: "unit" }, unit)), canvas) };
+    return { key, big, canvas, el: h("div", { class: "number", role: "group", "aria-label": label }, h("div", { class: "label" }, label, h("span", { class: "more" }, more)), h("div", { class: "figure" }, big, h("span", { class: "unit" }, unit)), canvas) };
   });
   const el = h("section", { class: "numbers", "aria-label": "Speed and reuse" }, ...items.map((i) => i.el));
   return { el: [el], draw(why) {
@@ -440,7 +439,7 @@ function numbers(b) {
     const [tps, hit, read] = b.store.numbers, any = tps > 0;
     const words = [figure(tps), (100 * hit).toFixed(1), figure(read / 2 ** 20)];
     /** @type {((p: number[]) => number)[]} */ const of = [(p) => p[3], (p) => p[2], (p) => p[4]];
-    items.forEach((item, i) => { say(item.big, any ? words[i] : "–"); spark(item.canvas, b.store.points, of[i], i === 1 ? 1 : 0, b.p, b.ink); });
+    items.forEach((item, i) => { say(item.big, any ? words[i] : "–"); item.big.classList.toggle("none", !any); spark(item.canvas, b.store.points, of[i], i === 1 ? 1 : 0, b.p, b.ink); });
   } };
 }
 
@@ -450,11 +449,11 @@ function map(b) {
   const canvas = h("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": "Expert map", style: `width: 1px; height: ${s.tall}` });
   const line = h("p", { class: "cell" }), heard = h("span", { class: "hidden", "aria-live": "polite" });
   /** @type {[number | number[], string][]} */
-  const kinds = [[0, "on disk"], [[0, 5, 10, 15].map((v) => RESIDENT | (v << 4)), "resident, used more"], [RESIDENT | LOADED | (8 << 4), "just loaded"],
+  const kinds = [[0, "on disk"], [[0, 5, 10, 15].map((v) => RESIDENT | (v << 4)), "resident, few to many uses"], [RESIDENT | LOADED | (8 << 4), "just loaded"],
                  [RESIDENT | USED | (8 << 4), "used now"], [RESIDENT | USED | SWAPPED | (8 << 4), "used, swapped in"]];
   const keys = kinds.map(([byte, words]) => ({ bytes: [byte].flat(), canvas: h("canvas", { "aria-hidden": "true" }), words }));
   const legend = h("div", { class: "legend" }, ...keys.map((k) => h("span", {}, k.canvas, k.words)));
-  const el = h("section", { class: "mapbox" }, h("div", { class: "titlerow" }, h("h3", {}, "Experts"), legend), canvas, line, heard);
+  const el = h("section", { class: "mapbox" }, h("div", { class: "titlerow" }, h("h3", {}, "Experts", h("span", { class: "aside" }, "one row per layer, one cell per expert")), legend), canvas, line, heard);
   const tiles = document.createElement("canvas");
   const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   /** @type {Geometry | null} */ let g = null;
@@ -476,7 +475,7 @@ function map(b) {
     ctx.clearRect(0, 0, canvas.width, canvas.height);
     ctx.font = `${10.5 * dpr}px ${b.ink.font}`; ctx.fillStyle = b.ink.soft; ctx.textBaseline = "middle"; ctx.textAlign = "right";
     const layers = b.model.get("model").layers, every = Math.max(1, Math.ceil((12 * dpr) / g.h));
-    for (let r = 0; r < f.rows; r += every) ctx.fillText(String(layers[r]), g.left - 8 * dpr, (r + 0.5) * g.h - g.gap / 2);
+    for (let r = 0; r < f.rows; r += every) ctx.fillText(String(layers[r]), g.left - 8 * dpr, Math.max(6 * dpr, (r + 0.5) * g.h - g.gap / 2));
     ctx.textAlign = "left";
     const stride = g.group * Math.max(1, Math.ceil((22 * dpr) / (g.group * g.w + g.between)));
     for (let c = 0; c < f.cols; c += stride) ctx.fillText(String(c), columnAt(g, c), g.height + 9 * dpr);
@@ -585,7 +584,8 @@ function run(b) {
       : error || (foreground ? "A loop in a cell generates: controls apply when this cell ends, unless a change gets through."
       : !b.store.answered && b.root.dataset.waiting ? "Waiting for the kernel: it is busy, and answers when its cell ends."
       : state === "ready" ? "Press Run, then move the knobs while it writes: each acts at the next token."
-      : state === "running" ? "Raise a routing penalty: fewer loads, same sentence? Shrink the cache and watch experts leave."
+      : state === "running" ? (!b.store.texts ? "Reading the prompt. The very first run also compiles the kernels, once: that takes a minute on a slow machine."
+        : `${"penalty" in b.model.get("routing_values") ? "Drag penalty to the right" : "Choose the routing cache-prior and drag penalty to the right"}: fewer loads, same sentence? Shrink the cache and watch experts leave.`)
       : state === "paused" ? "Paused. One token goes a single step and says what happened; Run goes on." : "Run starts again from the prompt; the cache keeps its experts.");
     say(note, text); note.classList.toggle("bad", Boolean(gone || error));
   } };
@@ -594,7 +594,7 @@ function run(b) {
 /** The text, each token tinted by its loads and underlined by its swaps. @param {Board} b @returns {Pane} */
 function text(b) {
   const box = h("div", { class: "text", tabindex: "0", role: "region", "aria-label": "Generated text" });
-  const loads = h("i", {}, "read from disk"), swaps = h("i", {}, "swapped experts");
+  const loads = h("i", {}, "experts read from disk"), swaps = h("i", {}, "experts swapped");
   const said = h("ol", { class: "said", tabindex: "0", role: "region", "aria-label": "What just happened" });
   const el = h("div", { class: "written" }, h("div", { class: "titlerow" }, h("h3", {}, "Text"), h("div", { class: "key" }, loads, swaps)), box, h("h3", {}, "What just happened"), said);
   let run = -1, drawn = 0, count = 0, saying = "", low = true;
@@ -692,6 +692,7 @@ function knob(b, kind, q, get, set, refusal) {
     fill(range, moving ? +range.value / n : x);
     range.setAttribute("aria-valuetext", word || `${inField(v)} ${q.unit}`.trim());
     choice.value = word || other;
+    el.classList.toggle("worded", Boolean(word));
     if (!typing()) exact.value = word || inField(v);
   };
   range.addEventListener("input", () => { const v = toValue(q, +range.value / n); show(v, true); set(v); }, b.on);
@@ -715,14 +716,15 @@ function knobs(b) {
   pressed(b, reset, "reset");
   const free = untouched(b, slots, () => drawSlots());
   slots.addEventListener("input", () => { b.put({ slots: +slots.value }); drawSlots(); }, b.on);
-  const cache = h("div", { class: "knob slots", "data-knob": "slots" }, h("label", { for: id }, "slots"), value, slots, doc);
+  const low = h("span", { class: "soft" }), high = h("span", { class: "soft" });
+  const cache = h("div", { class: "slots", "data-knob": "slots" }, h("div", { class: "ends" }, h("label", { for: id }, "slots"), value), canvas, slots, h("div", { class: "ends" }, low, high), doc);
   const policies = ["routing", "eviction"].map((kind) => policy(b, kind));
   const disk = h("div", { class: "group" }), drawing = sampling(b);
   /** @type {{el: HTMLElement, draw: () => void} | null} */ let bandwidth = null;
-  const el = h("div", { class: "knobs" }, h("div", { class: "titlerow" }, h("h3", {}, "Cache and reuse"), reset), canvas, cache, ...policies.map((p) => p.el), disk, drawing.el);
+  const el = h("div", { class: "knobs" }, h("div", { class: "titlerow" }, h("h3", {}, "Cache and reuse"), reset), cache, ...policies.map((p) => p.el), disk, drawing.el);
   function drawSlots() {
     const r = m.get("offered").slots, one = m.get("model"), curve = b.store.curve.hit, bad = m.get("refusals").slots;
-    slots.min = r.low; slots.max = r.high;
+    slots.min = r.low; slots.max = r.high; say(low, `${r.low}`); say(high, `${r.high} slots`);
     if (free()) slots.value = m.get("slots");
     const n = +slots.value, hit = curve.length > n ? (curve[n] / 100).toFixed(1) : "";
     fill(slots, (n - r.low) / (r.high - r.low || 1));
@@ -738,7 +740,7 @@ function knobs(b) {
       for (const p of policies) p.draw();
       const simulated = m.get("offered").simulated;
       if (simulated && !bandwidth) {
-        bandwidth = knob(b, "disk", { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true, words: {} },
+        bandwidth = knob(b, "disk", { name: "bandwidth", default: 200, low: 10, high: 5000, unit: "MB/s", doc: "simulated disk", integer: false, open_ended: true, rare: false, words: {} },
                          () => m.get("bandwidth"), (v) => b.put({ bandwidth: Number(v) || 0 }), () => m.get("refusals").bandwidth);
         disk.append(bandwidth.el);
       }
@@ -748,6 +750,13 @@ function knobs(b) {
     }
     if (why.traits || why.theme || why.slow) drawSlots();
   } };
+}
+/** Something that is shown when asked for; the next view knows whether it was. @param {Board} b @param {string} key @param {string} words @param {...Node} inside */
+function folded(b, key, words, ...inside) {
+  const el = h("details", {}, h("summary", {}, words), ...inside);
+  el.open = b.store.open.has(key);
+  el.addEventListener("toggle", () => { el.open ? b.store.open.add(key) : b.store.open.delete(key); }, b.on);
+  return el;
 }
 /** The choice of one kind of policy and its parameters. @param {Board} b @param {string} kind */
 function policy(b, kind) {
@@ -767,7 +776,8 @@ function policy(b, kind) {
       built = shape;
       parts = mine.map((q) => knob(b, kind, q, () => m.get(`${kind}_values`)[q.name] ?? q.default,
         (v) => b.put({ [`${kind}_values`]: { ...m.get(`${kind}_values`), [q.name]: v } }), () => m.get("refusals")[`${kind}.${q.name}`]));
-      box.replaceChildren(...parts.map((p) => p.el));
+      const rare = parts.filter((_, i) => mine[i].rare), fold = folded(b, `rare ${kind}`, "More parameters", ...rare.map((p) => p.el));
+      box.replaceChildren(...parts.filter((p) => !rare.includes(p)).map((p) => p.el), ...(rare.length ? [fold] : []));
     }
     say(doc, bad || (now ? now.doc : "")); doc.classList.toggle("bad", Boolean(bad));
     for (const p of parts) p.draw();
@@ -783,9 +793,8 @@ function sampling(b) {
     const typing = typed(b, e, name, () => { const v = step === "1" ? Math.round(Number(e.value)) : Number(e.value); if (e.value !== "" && Number.isFinite(v) && v !== b.model.get(name)) b.put({ [name]: v }); draw(); });
     return { name, e, typing, el: h("label", { for: id }, name, e) };
   });
-  const el = h("details", { class: "group" }, h("summary", {}, "Sampling"), h("div", { class: "sampling" }, ...inputs.map((i) => i.el)), doc);
-  el.open = b.store.open.has("sampling");
-  el.addEventListener("toggle", () => { el.open ? b.store.open.add("sampling") : b.store.open.delete("sampling"); }, b.on);
+  const el = folded(b, "sampling", "Sampling", h("div", { class: "sampling" }, ...inputs.map((i) => i.el)), doc);
+  el.classList.add("group");
   function draw() {
     const bad = inputs.map((i) => b.model.get("refusals")[i.name]).filter(Boolean).join(" ");
     for (const i of inputs) if (!i.typing()) i.e.value = short(b.model.get(i.name));
@@ -846,7 +855,7 @@ function asTable(b) {
 }
 /** What the dashboard itself costs. @param {Board} b @returns {Pane} */
 function footer(b) {
-  const cost = h("span"), rate = h("span"), el = h("footer", {}, h("span", {}, "Reuse: share of expert uses whose expert was in memory."), cost, rate);
+  const cost = h("span"), rate = h("span"), el = h("footer", {}, cost, rate);
   return { el: [el], draw(why) {
     if (!why.slow && !why.traits) return;
     say(cost, `This dashboard has taken ${(100 * b.store.cost).toFixed(1)} % of the generating time (processor seconds, by its own clock).`);
@@ -963,6 +972,9 @@ function render({ model, el }) {
     for (const t of [timer, receipt, wait, late]) clearTimeout(t);
     model.off("msg:custom", take); model.off("comm_live_update", alive);
     for (const t of TRAITS) model.off(`change:${t}`, traits);
+    // JupyterLab may keep this view for good: let it keep nothing that is large
+    for (const c of root.querySelectorAll("canvas")) c.width = c.height = 0;
+    for (const e of root.querySelectorAll("*")) e.replaceChildren();
   }
   return () => { stop(); store.views = store.views.filter((v) => v !== me); };
 }

@@ -9,13 +9,33 @@ over the experts in order, so it does not matter to a single bit how rows are cu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
+from moe_lab.kernels.activation import activation_number
+from moe_lab.kernels.crew import SMALL, address_of, run, shared
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.job import GATES, HIDDEN, OUT, WIDTH, X
+from moe_lab.kernels.job import (
+    ARENA,
+    DOWN_ROWS,
+    FIELDS,
+    GATES,
+    HIDDEN,
+    OUT,
+    SLOTS,
+    STRIDE,
+    TOP_K,
+    UP_ROWS,
+    WIDTH,
+    X,
+    filled,
+    job_of,
+)
+from moe_lab.kernels.pointers import SIGNATURES, ints_at, pointer
 
 
 class Steps(NamedTuple):
@@ -25,6 +45,34 @@ class Steps(NamedTuple):
     prepare: Callable[..., Any]
     up: Callable[..., Any]
     down: Callable[..., Any]
+
+
+class Token:
+    """One token through the steps of a format, alone or, where the experts are large, with the crew of the process."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    @functools.cached_property
+    def alone(self) -> Callable[..., Any]:
+        """The kernel for one thread."""
+        return token_kernel(self._steps)
+
+    @functools.cached_property
+    def shared(self) -> tuple[Callable[..., Any], int]:
+        """The kernel for a crew, and the address of a piece."""
+        return shared_token_kernel(self._steps), address_of(piece_kernel(self._steps), SIGNATURES["work"])
+
+    def __call__(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
+                 F: int, activation: str) -> None:
+        """See ``Format.ffn_token``."""
+        job = job_of(x.size, F, slots.size, activation_number(activation))
+        crew = shared() if slots.size * arena.shape[1] >= SMALL else None
+        if crew is None or crew.threads == 1:
+            self.alone(job.block, x, arena, slots, gates, out)
+        else:
+            kernel, piece = self.shared
+            kernel(crew.address, piece, job.block, x, arena, slots, gates, out)
 
 
 def token_kernel(steps: Steps) -> Callable[..., Any]:
@@ -43,6 +91,46 @@ def token_kernel(steps: Steps) -> Callable[..., Any]:
                 down(job, weights, k, 0, job[WIDTH])
 
     return token
+
+
+def shared_token_kernel(steps: Steps) -> Callable[..., Any]:
+    """The kernel of one token for a crew: as ``token_kernel``'s, with ``(crew, function)`` before the rest: the
+    addresses of a crew and of ``piece_kernel``'s machine code."""
+    prepare = steps.prepare
+
+    @jit(name=f"shared token {steps.name}")
+    def token(crew, function, job, x, arena, slots, gates, out):  # type: ignore[no-untyped-def]
+        job[X], job[GATES], job[OUT] = x.ctypes.data, gates.ctypes.data, out.ctypes.data
+        job[ARENA], job[STRIDE], job[SLOTS] = arena.ctypes.data, arena.shape[1], slots.ctypes.data
+        out[:] = 0
+        prepare(job)
+        ups = job[TOP_K] * (filled(job[HIDDEN], UP_ROWS) // UP_ROWS)
+        return run(crew, np.int64(job.ctypes.data), function, ups + filled(job[WIDTH], DOWN_ROWS) // DOWN_ROWS, ups)
+
+    return token
+
+
+def piece_kernel(steps: Steps) -> Callable[..., Any]:
+    """A piece of a token, ``(address of the block, number)``: rows of one expert's hidden layer, or, after all of
+    those, rows of the output of all experts in order."""
+    up, down = steps.up, steps.down
+
+    @jit(name=f"piece of a token {steps.name}")
+    def piece(address, item):  # type: ignore[no-untyped-def]
+        job = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        K, F, D = job[TOP_K], job[HIDDEN], job[WIDTH]
+        slots, cuts = ints_at(job[SLOTS], K), filled(F, UP_ROWS) // UP_ROWS
+        if item < K * cuts:
+            k, begin = item // cuts, UP_ROWS * (item % cuts)
+            if slots[k] >= 0:
+                up(job, job[ARENA] + job[STRIDE] * slots[k], k, begin, min(begin + UP_ROWS, F))
+        else:
+            begin = DOWN_ROWS * (item - K * cuts)
+            for k in range(K):
+                if slots[k] >= 0:
+                    down(job, job[ARENA] + job[STRIDE] * slots[k], k, begin, min(begin + DOWN_ROWS, D))
+
+    return piece
 
 
 def rows_kernel(steps: Steps) -> Callable[..., Any]:

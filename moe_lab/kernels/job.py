@@ -12,11 +12,14 @@ import numpy as np
 
 from moe_lab.kernels.jit import jit
 
-FIELDS = ("width", "hidden", "top_k", "activation", "x", "gates", "out",
+FIELDS = ("width", "hidden", "top_k", "activation", "arena", "stride", "slots", "x", "gates", "out",
           "x_bytes", "x_scales", "x_sums", "h", "u", "h_bytes", "h_scales", "h_sums", "part")
-"""Sizes, then addresses of what a call is given, then of scratch memory."""
-(WIDTH, HIDDEN, TOP_K, ACTIVATION, X, GATES, OUT,
+"""Sizes, then what a call is given (addresses, and the bytes from one slot to the next), then addresses of scratch."""
+(WIDTH, HIDDEN, TOP_K, ACTIVATION, ARENA, STRIDE, SLOTS, X, GATES, OUT,
  X_BYTES, X_SCALES, X_SUMS, H, U, H_BYTES, H_SCALES, H_SUMS, PART) = range(len(FIELDS))
+
+UP_ROWS, DOWN_ROWS = 64, 128
+"""Rows of the hidden layer, and of the output, that are one piece of a shared job: a whole number of groups."""
 
 GROUP = 32
 """Numbers that share a scale; widths are filled up to whole groups."""

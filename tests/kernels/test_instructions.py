@@ -117,7 +117,7 @@ def test_paths_do_not_take_one_anothers_machine_code_from_the_disk(tmp_path):
             "f, x = Quantised(q8.CODE), np.ones(64, 'f4')\n"
             "arena, out = np.zeros((1, f.slot_bytes(64, 64)), 'u1'), np.empty(64, 'f4')\n"
             "f.ffn_token(x, arena, np.zeros(1, 'i4'), np.ones(1, 'f4'), out, 64, 'silu')\n"
-            "print(f.path, sum(f._token.stats.cache_hits.values()))")
+            "print(f.path, sum(f._token.alone.stats.cache_hits.values()))")
     seen = [run(code, NUMBA_CACHE_DIR=str(tmp_path), MOE_LAB_KERNELS=path).stdout.split()
             for path in (*instructions.possible()[:2], instructions.possible()[0])]
     first, second = instructions.possible()[:2]

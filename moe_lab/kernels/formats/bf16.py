@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
-from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.expert import ONE, Token, rows_kernel
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.jit import jit
@@ -23,7 +23,7 @@ def widened(bits):  # type: ignore[no-untyped-def]
 
 
 _STEPS = row_steps("bf16", shorts_at, 2, widened)
-ffn_token, ffn_rows = token_kernel(_STEPS), rows_kernel(_STEPS)
+ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 
 def round_bf16(x: np.ndarray) -> np.ndarray:
@@ -65,8 +65,7 @@ class BF16:
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:
         """See ``Format``."""
-        job = job_of(x.size, F, slots.size, activation_number(activation))
-        ffn_token(job.block, x, arena, slots, gates, out)
+        ffn_token(x, arena, slots, gates, out, F, activation)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
-from moe_lab.kernels.expert import ONE, rows_kernel, token_kernel
+from moe_lab.kernels.expert import ONE, Token, rows_kernel
 from moe_lab.kernels.formats.bf16 import widen_bf16
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
@@ -20,7 +20,7 @@ def _as_it_is(x):  # type: ignore[no-untyped-def]
 
 
 _STEPS = row_steps("f32", floats_at, 4, _as_it_is)
-ffn_token, ffn_rows = token_kernel(_STEPS), rows_kernel(_STEPS)
+ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 
 class F32:
@@ -50,8 +50,7 @@ class F32:
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:
         """See ``Format``."""
-        job = job_of(x.size, F, slots.size, activation_number(activation))
-        ffn_token(job.block, x, arena, slots, gates, out)
+        ffn_token(x, arena, slots, gates, out, F, activation)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""

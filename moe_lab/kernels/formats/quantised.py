@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_lab.kernels.activation import TWINS, activation_number
-from moe_lab.kernels.expert import token_kernel
+from moe_lab.kernels.expert import Token
 from moe_lab.kernels.formats.blocks import (
     ROWS,
     block_rows_kernel,
@@ -69,7 +69,7 @@ class Quantised:
         return _encoder(self.code)
 
     @functools.cached_property
-    def _token(self) -> Callable[..., Any]:
+    def _token(self) -> Token:
         return _kernels(self.code.bits, self.path)[0]
 
     @functools.cached_property
@@ -97,8 +97,7 @@ class Quantised:
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:
         """See ``Format``."""
-        job = job_of(x.size, F, slots.size, activation_number(activation))
-        self._token(job.block, x, arena, slots, gates, out)
+        self._token(x, arena, slots, gates, out, F, activation)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
@@ -134,6 +133,6 @@ def _encoder(code: Code) -> Callable[..., Any]:
 
 
 @functools.cache
-def _kernels(bits: int, path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The kernels ``token`` and ``rows``; compiled when they are first called."""
-    return token_kernel(block_steps(bits, path)), block_rows_kernel(bits, path)
+def _kernels(bits: int, path: str) -> tuple[Token, Callable[..., Any]]:
+    """The kernels of one token and of many; compiled when they are first called."""
+    return Token(block_steps(bits, path)), block_rows_kernel(bits, path)

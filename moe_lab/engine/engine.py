@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from moe_lab.cache import ExpertCache, Held
 from moe_lab.engine import explain as explanation

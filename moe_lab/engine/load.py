@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from moe_lab.cache import ExpertCache, slots_for
 from moe_lab.engine.engine import Engine

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from moe_lab.engine import report
 from moe_lab.engine.recorder import Recorder

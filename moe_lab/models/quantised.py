@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from moe_lab.kernels.formats.matrix import CODES, Matrix, quantised_matrix, times_rows
 from moe_lab.kernels.job import PANEL

@@ -5,8 +5,8 @@
     python benchmarks/expert_kernel.py --tokens 64         many tokens of one expert instead (a prompt's)
 
 K experts of one layer, batch 1, one thread, picked at random from an arena that is either far larger than the
-last-level cache (cold) or has as many experts as fit into 12 MiB, K at most, used again and again (hot). Contenders take turns in random order within one process. Each
-segment stands between two plain reads (64-byte loads, front to back) of experts of the same arena; its share is its
+last-level cache (cold) or has as many experts as fit into 12 MiB, K at most, used again and again (hot). Contenders
+take turns in random order within one process. Each segment stands between two plain reads (64-byte loads, front to back) of experts of the same arena; its share is its
 bytes a second over theirs, and it is dropped where the two reads lie more than 25 % apart. Times are the thread's
 processor time, so that other programs cost a segment nothing but cache and memory bandwidth. Figures are medians.
 Left out: compilation, and one segment of warm-up. Weights are random; the cost does not depend on them.
@@ -204,7 +204,8 @@ def measure(shape: str, name: str, cold: bool, segments: int, rows: int) -> None
         middle, kept = statistics.median(one.seconds), f"{len(one.seconds)} of {segments}"
         work = f"{rows * K * 3 * SHAPES[shape][0] * SHAPES[shape][1] / middle / 1e9:6.1f} GMAC/s" if rows > 1 else ""
         print(f"  {one.name:20}{middle * 1e6:10,.1f} µs a layer{one.touched / middle / 1e9:7.1f} GB/s  share of read "
-              f"{statistics.median(one.shares):.2f} (best {max(one.shares):.2f})  x{middle / first:.2f}  {work}  {kept}")
+              f"{statistics.median(one.shares):.2f} (best {max(one.shares):.2f})  "
+              f"x{middle / first:.2f}  {work}  {kept}")
 
 
 def main() -> None:
@@ -217,7 +218,8 @@ def main() -> None:
     parser.add_argument("--hot", action="store_true", help="only hot")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, one thread, processor time; xN: time over that of the first")
+    print(f"{platform.machine()}, torch {torch.__version__}, one thread, processor time; "
+          "xN: time over that of the first")
     for shape in args.shape or SHAPES:
         for name in args.format or FORMATS:
             for cold in [True] * (not args.hot) + [False] * (not args.cold):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_lab.engine.recorder import Recorder
 from moe_lab.engine.records import Stats
+from moe_lab.kernels import crew
 from moe_lab.trace import Trace
 from moe_lab.units import format_bytes
 
@@ -33,7 +34,8 @@ def words(engine: Engine) -> str:
         f"  routing   {engine.routing!r}: {'exact' if engine.exact else 'lossy'}\n"
         f"  eviction  {engine.eviction!r}\n"
         f"  disk      {_disk(engine)}\n"
-        f"  decode    {engine.decoding}"
+        f"  decode    {engine.decoding}\n"
+        f"  kernels   {_kernels(engine)}"
     )
 
 
@@ -54,6 +56,15 @@ def trace_of(engine: Engine, recorder: Recorder) -> Trace:
     ids, gates, phase = recorder.arrays()
     return Trace(ids=ids, weights=gates, phase=phase, experts=engine.spec.experts, tokens=None,
                  meta={"model": engine.spec.name, "setting": setting(engine)})
+
+
+def _kernels(engine: Engine) -> str:
+    """The experts' path of instructions and the threads of a token."""
+    spec, format = engine.spec, engine.format
+    path = "plain loops" if format.path == "portable" else format.path
+    small = spec.top_k * spec.expert_bytes[format.name] < crew.SMALL
+    threads = 1 if small else crew.shared().threads
+    return f"{path}, {threads} {'thread' if threads == 1 else 'threads'}{' (the experts are small)' if small else ''}"
 
 
 def _disk(engine: Engine) -> str:

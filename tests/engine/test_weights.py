@@ -32,6 +32,7 @@ def engine(checkpoint, name):
 def test_an_engine_says_its_format_and_that_it_is_lossy(engine, name):
     assert not engine.exact and not engine.generate(PROMPT, max_new_tokens=3).stats.exact
     assert name in repr(engine) and "lossy" in repr(engine)
+    assert f"kernels   {instructions.chosen()}, 1 thread (the experts are small)" in repr(engine)
 
 
 def test_bytes_read_are_the_files_and_bytes_touched_the_slots(engine, name):

@@ -8,8 +8,9 @@ K experts of one layer, batch 1, one thread, picked at random from an arena that
 last-level cache (cold) or has as many experts as fit into 12 MiB, K at most, used again and again (hot). Contenders
 take turns in random order within one process. Each segment stands between two plain reads (64-byte loads, front to
 back) of experts of the same arena; its share is its bytes a second over theirs, and it is dropped where the two reads
-lie more than 25 % apart. Times are the thread's processor time, so that other programs cost a segment nothing but cache and memory bandwidth. Figures are medians.
-Left out: compilation, and one segment of warm-up. Weights are random; the cost does not depend on them.
+lie more than 25 % apart. Times are the thread's processor time, so that other programs cost a segment nothing but
+cache and memory bandwidth. Figures are medians. Left out: compilation, and one segment of warm-up. Weights are random;
+the cost does not depend on them.
 """
 
 from __future__ import annotations

@@ -355,7 +355,8 @@ def test_a_policy_may_use_fewer_experts(engine):
 
 def test_repr_tells_what_matters(engine):
     text = repr(engine)
-    for word in ("olmoe", "3 MoE layers x 8 experts", "top-2", "f32", "4 of 8", "floor", "exact", "real disk", "plain loops, 1 thread"):
+    for word in ("olmoe", "3 MoE layers x 8 experts", "top-2", "f32", "4 of 8", "floor", "exact", "real disk",
+                 "plain loops, 1 thread"):
         assert word in text
 
 

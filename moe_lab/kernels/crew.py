@@ -234,8 +234,12 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_close)             # a helper must not run machine code while it is taken down
 
 
+_alive: list[Any] = []
+
+
 def address_of(kernel: Any, signature: Any) -> int:
-    """The address of a kernel's machine code, which must outlive all calls."""
+    """The address of a kernel's machine code, which is kept as long as the process."""
     kernel.compile(signature)
+    _alive.append(kernel)
     result = kernel.get_compile_result(signature)
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))

@@ -58,7 +58,7 @@ def lab(engine: fake_engine.FakeEngine) -> Iterator[Lab]:
 def until() -> Callable[..., None]:
     """Wait until something holds."""
 
-    def wait(holds: Callable[[], Any], seconds: float = 5.0) -> None:
+    def wait(holds: Callable[[], Any], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "did not happen in time"

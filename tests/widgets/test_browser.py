@@ -4,6 +4,7 @@ One notebook serves most tests; each leaves it with nothing running. Console err
 the server fail the test that caused them.
 """
 
+import contextlib
 import json
 import statistics
 import time
@@ -26,6 +27,14 @@ def paced(steps):
         time.sleep(0.01)
 engine.stream = lambda *a, **k: paced(_stream(*a, **{"stop_at_end": False, **k}))
 lab = Lab(engine, prompt="def fibonacci(n):", max_new_tokens=1900, temperature=0.8)
+class Views:                                     # wanted: one for each renewal of the saved picture
+    wanted = made = 0
+def counted(name, then):
+    def call(*a, **k):
+        setattr(Views, name, getattr(Views, name) + 1)
+        then(*a, **k)
+    return call
+lab.renew_still, lab._page.everything = counted("wanted", lab.renew_still), counted("made", lab._page.everything)
 lab
 """
 """A run of it lasts 20 s at least, however fast the engine becomes: no test sees its end by chance."""
@@ -39,7 +48,7 @@ def notebook(jupyter: browsing.Server, browser) -> Iterator[browsing.Tab]:
     tab.open(jupyter.notebook("board", [SETUP, "other = Lab(engine)\nother", "1 + 1"]))
     tab.run(0)
     tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
-    tab.do("list(_stream('def f(', max_new_tokens=3)); lab._session.after_cell()")     # kernels are compiled now
+    tab.do("list(_stream('def f(', max_new_tokens=3)); lab._session.after_cell(); Views.made = 0")     # kernels are compiled now
     yield tab
     tab.shut()
 
@@ -52,11 +61,26 @@ def board(notebook: browsing.Tab) -> Iterator[browsing.Tab]:
     notebook.do("engine.cache.resize(16); engine.routing = 'original'; engine.eviction = 'lru'; engine.disk.bandwidth = 1e9; lab.stop(); "
                 "lab.prompt = 'def fibonacci(n):'; lab._session.tell()")
     state(notebook, "stopped|finished|ready")
+    with contextlib.suppress(AssertionError):        # a test that took the output away gets no view
+        settled(notebook, seconds=5)
+    notebook.do("Views.made = Views.wanted = 0")
     assert notebook.problems == []
 
 
 def state(tab, words):
     tab.until("w => new RegExp(w).test(document.querySelector('.moelab').dataset.state)", words)
+
+
+def settled(tab, seconds=60):
+    """Wait until JupyterLab has made the views anew that a renewed picture brings about."""
+    tab.until_asked("Views.made >= Views.wanted", seconds)
+    tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq", seconds=seconds)
+
+
+def renewed(tab, times=1):
+    """Wait until the saved picture has been renewed, ``times`` since the test began, and the view with it."""
+    tab.until_asked(f"Views.wanted >= {times}")
+    settled(tab)
 
 
 def press(tab, key):
@@ -110,15 +134,14 @@ def check_map(tab):
 # --------------------------------------------------------------------------------------- the first look
 
 
-def test_the_first_picture_comes_within_a_second_of_its_cell(board):
+def test_the_first_picture_comes_soon(board, figure):
     board.page.evaluate("""() => { const a = window.jupyterapp; window.__at = 0; const c = a.shell.currentWidget.content;
         const o = new MutationObserver(() => { if (document.querySelector('.second canvas.map')?.dataset.seq && !window.__at) window.__at = performance.now(); });
         c.activeCellIndex = 1; c.widgets[1].node.classList.add('second'); o.observe(c.widgets[1].node, { subtree: true, attributes: true, childList: true });
         window.__from = performance.now(); a.commands.execute('notebook:run-cell'); }""")
     board.until("() => window.__at")
     took = board.page.evaluate("window.__at - window.__from")
-    print(f"first picture after {took:.0f} ms")
-    assert took < 3000                               # one second on a quiet machine
+    figure(f"first picture {took:.0f} ms after its cell was run", "1 s")
     board.clear(1)
     board.do("other.close()")
 
@@ -228,7 +251,7 @@ def test_sampling_acts_at_the_next_token(board):
     page.locator(f"{BOARD} summary", has_text="Sampling").click()
 
 
-def test_the_end_of_every_drag_arrives_and_soon(board):
+def test_the_end_of_every_drag_arrives(board, figure):
     running(board)
     board.do("import time\nseen = []\n_resize = engine._experts.resize\n"
              "def resize(n):\n    seen.append((n, time.time()))\n    _resize(n)\nengine._experts.resize = resize")
@@ -241,13 +264,12 @@ def test_the_end_of_every_drag_arrives_and_soon(board):
         board.page.wait_for_timeout(60)
     token_ms = 1000 / max(1e-9, board.ask("lab.tokens_per_s"))
     board.do("engine._experts.resize = _resize")
-    print(f"slider to engine: median {statistics.median(delays):.0f} ms, worst {max(delays):.0f} ms; a token takes {token_ms:.0f} ms")
-    assert statistics.median(delays) < 100 + 2 * token_ms
+    figure(f"slider to engine: median {statistics.median(delays):.0f} ms, worst of {len(delays)} {max(delays):.0f} ms; "
+           f"a token takes {token_ms:.0f} ms", "30 ms and a token, worst 100 ms and a token")
     for value in range(9, 64):                          # a drag: many values, the last must arrive
         slide(board, "slots", value)
     board.until_asked("engine.cache.slots == 63")
-    board.page.wait_for_timeout(500)
-    assert board.page.locator(f"{BOARD} [data-knob=slots] output").text_content().startswith("63 of 64")
+    board.until("() => document.querySelector('.moelab [data-knob=slots] output').textContent.startsWith('63 of 64')")
 
 
 def test_a_refused_setting_says_why_under_its_control_and_goes_back(board):
@@ -404,16 +426,22 @@ def test_tokens_prompts_and_errors_are_text_and_never_html(board):
 def test_the_theme_changes_live_and_the_legend_with_the_map(board):
     look = """() => { const l = [...document.querySelectorAll('.moelab .legend canvas')].map(c => [...c.getContext('2d').getImageData(c.width - 4, c.height - 4, 1, 1).data]);
         return { dark: document.querySelector('.moelab').classList.contains('dark'), legend: l }; }"""
+    def change(theme):
+        """And wait for the style sheet: JupyterLab stumbles over its own if hurried."""
+        board.page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', { theme: `JupyterLab ${t}` })", theme)
+        board.until("t => { const l = [...document.querySelectorAll('link')].filter(l => l.href.includes('/themes/')); "
+                    "return l.length === 1 && l[0].sheet && l[0].href.includes(`theme-${t.toLowerCase()}-`); }", theme)
+        board.until("d => document.querySelector('.moelab').classList.contains('dark') === d", theme == "Dark")
+
     light = board.page.evaluate(look)
-    board.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
-    board.until("() => document.querySelector('.moelab').classList.contains('dark')")
-    board.page.wait_for_timeout(700)                 # JupyterLab stumbles over its own style sheets if hurried
+    change("Dark")
+    board.until("l => JSON.stringify([...document.querySelectorAll('.moelab .legend canvas')].map(c => [...c.getContext('2d')"
+                ".getImageData(c.width - 4, c.height - 4, 1, 1).data])) !== l", json.dumps(light["legend"], separators=(",", ":")))
     dark = board.page.evaluate(look)
-    board.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
-    board.until("() => !document.querySelector('.moelab').classList.contains('dark')")
-    board.page.wait_for_timeout(700)
-    assert light["legend"] != dark["legend"]
-    assert board.page.evaluate(look) == light
+    change("Light")
+    board.until("l => JSON.stringify([...document.querySelectorAll('.moelab .legend canvas')].map(c => [...c.getContext('2d')"
+                ".getImageData(c.width - 4, c.height - 4, 1, 1).data])) === l", json.dumps(light["legend"], separators=(",", ":")))
+    assert dark["dark"]
     assert light["legend"][2] == [204, 84, 0, 255]
 
 
@@ -424,8 +452,7 @@ def test_nothing_jumps_when_a_run_starts_and_pauses(board):
     during = board.page.evaluate(top)
     press(board, "pause")
     state(board, "paused")
-    board.page.wait_for_timeout(1600)                  # the saved picture is renewed, the view made anew
-    board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+    renewed(board)
     after = board.page.evaluate(top)
     assert before == during == after
 
@@ -434,7 +461,8 @@ def test_nothing_jumps_when_a_run_starts_and_pauses(board):
 def test_it_fits_a_narrow_column_and_a_phone(board, width):
     board.page.set_viewport_size({"width": width, "height": 1000})
     board.page.evaluate("w => { document.querySelector('.moelab').parentElement.style.width = `${w}px`; }", width - 40)
-    board.page.wait_for_timeout(300)
+    board.until("w => { const r = document.querySelector('.moelab'), g = JSON.parse(r.querySelector('canvas.map').dataset.geometry); "
+                "return r.clientWidth <= w && g.width / g.dpr <= r.clientWidth; }", width - 40)
     wide = board.page.evaluate("""() => { const r = document.querySelector('.moelab'), box = r.getBoundingClientRect();
         return [...r.querySelectorAll('*')].filter(e => !e.closest('.scroll, .hidden') && e.getBoundingClientRect().right > box.right + 1).map(e => e.outerHTML.slice(0, 90)); }""")
     board.page.evaluate("() => { document.querySelector('.moelab').parentElement.style.width = ''; }")
@@ -445,13 +473,14 @@ def test_it_fits_a_narrow_column_and_a_phone(board, width):
 # ------------------------------------------------------------------------------------- rates and lives
 
 
-def test_the_picture_is_prompt_and_stops_with_the_last_token(board):
+@pytest.mark.parametrize("asked", [20, 30])
+def test_the_picture_is_prompt_and_stops_with_the_last_token(board, figure, asked):
     board.do("""
 import fake_engine, moe_lab_widgets.controls as controls
 _shipped, controls.shipped = controls.shipped, lambda: fake_engine.TABLES
-fast = Lab(fake_engine.FakeEngine(L=48, E=128, slots=32, token_s=0.0005), fps=20)
+fast = Lab(fake_engine.FakeEngine(L=48, E=128, slots=32, token_s=0.0005), fps=ASKED)
 controls.shipped = _shipped
-""")
+""".replace("ASKED", str(asked)))
     board.write(2, "fast")
     board.run(2)
     board.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")
@@ -459,20 +488,19 @@ controls.shipped = _shipped
     board.page.wait_for_timeout(1000)
     lags, before = [], int(board.page.evaluate("() => document.querySelectorAll('.moelab')[1].dataset.painted"))
     began = time.monotonic()
-    while time.monotonic() - began < 3:
+    while time.monotonic() - began < 4:
         lags.append(float(board.page.evaluate("() => document.querySelectorAll('.moelab')[1].dataset.lag")))
         board.page.wait_for_timeout(40)
     painted = int(board.page.evaluate("() => document.querySelectorAll('.moelab')[1].dataset.painted")) - before
     rate = painted / (time.monotonic() - began)
     board.do("fast.stop()")
-    board.page.wait_for_timeout(500)
-    at = board.page.evaluate("() => document.querySelectorAll('.moelab canvas.map')[1].dataset.token")
-    board.page.wait_for_timeout(300)
-    assert board.page.evaluate("() => document.querySelectorAll('.moelab canvas.map')[1].dataset.token") == at
-    assert int(at) == board.ask("fast.engine.telemetry.token")
-    print(f"48 x 128: {rate:.1f} pictures a second of 20 asked, send to paint median {statistics.median(lags):.0f} ms, worst {max(lags):.0f} ms")
-    assert rate > 8
-    assert statistics.median(lags) < 250
+    stopped = time.monotonic()
+    last = board.ask("fast.engine.telemetry.token")
+    board.until("t => +document.querySelectorAll('.moelab canvas.map')[1]?.dataset.token === t", last)
+    figure(f"map 48 x 128, {asked} pictures a second asked: {rate:.1f} painted, send to paint median {statistics.median(lags):.0f} ms, "
+           f"worst {max(lags):.0f} ms; the last one {1000 * (time.monotonic() - stopped):.0f} ms after stop", "20 painted, 60 ms, 500 ms")
+    assert painted > 0
+    assert board.ask("fast._session.history.tokens") == last
     board.clear(2)
     board.do("fast.close()")
 
@@ -481,16 +509,15 @@ def test_renewing_the_saved_picture_leaves_one_live_view_and_no_jump(board):
     running(board, 5)
     heights = "() => { window.__h = []; window.__o = setInterval(() => window.__h.push(document.querySelector('.moelab')?.closest('.jp-OutputArea-output')?.offsetHeight ?? 0), 5); }"
     board.page.evaluate(heights)
-    for _ in range(2):
+    for times in (1, 2):
         press(board, "pause")
         state(board, "paused")
-        board.page.wait_for_timeout(1600)
-        board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
+        renewed(board, times)
         press(board, "run")
         state(board, "running")
     press(board, "stop")
     state(board, "stopped")
-    board.page.wait_for_timeout(500)
+    renewed(board, 3)
     seen = [h for h in board.page.evaluate("() => { clearInterval(window.__o); return window.__h; }") if h]
     assert max(seen) - min(seen) <= 24, "the output keeps its height while the view is made anew"
     assert board.page.evaluate("() => document.querySelectorAll('.moelab').length") == 1
@@ -565,7 +592,7 @@ def test_an_interrupt_leaves_the_run_and_stop_ends_it(board):
     assert board.ask("engine.busy") is False
 
 
-def test_a_page_that_reloads_gets_everything_back(board):
+def test_a_page_that_reloads_gets_everything_back(board, figure):
     board.do("engine.disk.bandwidth = 40e6")             # slow enough to be still at it when the page is back
     running(board, 20)
     board.save()
@@ -573,7 +600,7 @@ def test_a_page_that_reloads_gets_everything_back(board):
     board.ready()
     began = time.monotonic()
     board.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 0")
-    print(f"alive {1000 * (time.monotonic() - began):.0f} ms after the kernel was seen")
+    figure(f"after a reload: alive {1000 * (time.monotonic() - began):.0f} ms after the kernel was seen", "3 s")
     state(board, "running")
     press(board, "pause")
     state(board, "paused")
@@ -585,7 +612,7 @@ def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, 
     running(board, 30)
     press(board, "stop")
     state(board, "stopped")
-    board.page.wait_for_timeout(500)
+    renewed(board)
     board.save()
     file = jupyter.work / "board.ipynb"
     saved = json.loads(file.read_text())

@@ -49,8 +49,6 @@ def test_it_runs_a_slider_acts_and_stop_ends_it(browser, tmp_path, place):
     with browsing.server(tmp_path, app=app, other_kernel=other) as server:
         tab = browsing.Tab(browser, server)
         tab.open(server.notebook("smoke", [CELL], kernel), app)
-        tab.page.wait_for_timeout(500)
-        tab.problems.clear()        # Notebook 7.6 complains of a setting of its own while it starts
         tab.run(0)
         tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
         if kernel == "other":
@@ -63,26 +61,25 @@ def test_it_runs_a_slider_acts_and_stop_ends_it(browser, tmp_path, place):
         assert tab.ask("lab.state") == "running"
         tab.page.click(".moelab [data-do=stop]")
         tab.until("() => document.querySelector('.moelab').dataset.state === 'stopped'")
-        tab.page.wait_for_timeout(700)
-        problems = tab.problems
+        # Notebook 7.6 complains of a setting of its own while it starts
+        problems = [p for p in tab.problems if not ("notebook_core" in p and "'schema'" in p)]
         tab.shut()
     assert problems == []
 
 
 def test_a_loop_in_a_cell_shows_itself_while_the_kernel_is_busy(open_tab):
-    tab = open_tab(CELL, "for step in lab.watch(engine.stream('a', max_new_tokens=150)):\n    pass")
+    tab = open_tab(CELL, "for step in lab.watch(engine.stream('a', max_new_tokens=400)):\n    pass")
     tab.run(0)
     tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
     tab.run(1, wait=False)
-    tab.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 40")
-    assert "A loop in a cell" in tab.page.locator(".moelab .note").text_content()
-    assert tab.page.locator(".moelab").get_attribute("data-state") == "running"
+    tab.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 40 && document.querySelector('.moelab').dataset.state === 'running' "
+              "&& document.querySelector('.moelab .note').textContent.startsWith('A loop in a cell')")
     tab.until("() => document.querySelector('.moelab').dataset.state === 'finished'")
-    tab.until("() => document.querySelector('.moelab canvas.map').dataset.token === '150'")
+    tab.until("() => document.querySelector('.moelab canvas.map').dataset.token === '400'")
 
 
 def test_a_view_that_comes_while_the_kernel_is_busy_says_so_and_then_fills(open_tab):
-    tab = open_tab(CELL, "import time\nlab2 = Lab(engine)\ndisplay(lab2)\ntime.sleep(3)")
+    tab = open_tab(CELL, "import time\nlab2 = Lab(engine)\ndisplay(lab2)\ntime.sleep(8)")
     tab.run(0)
     tab.run(1, wait=False)
     tab.until("() => document.querySelectorAll('.moelab')[1]?.querySelector('.note').textContent.startsWith('Waiting for the kernel')")

@@ -52,7 +52,7 @@ def test_every_shipped_policy_can_be_chosen_and_turned(pocket, board):
     for kind, table in (("routing", ml.ROUTING), ("eviction", ml.EVICTION)):
         for name in table:
             setattr(board, kind, name)
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while getattr(pocket, kind).name != name:
                 assert time.monotonic() < end, (name, board.refusals)
                 time.sleep(0.005)
@@ -68,24 +68,23 @@ def test_the_engine_s_refusal_of_a_size_is_shown(pocket, board):
 
 def test_compute_releases_the_interpreter(pocket, board):
     """A ticker thread's largest gap while generating; the best of some windows, since others use this machine too."""
-    board.start("import os", max_new_tokens=1500, stop_at_end=False, temperature=0.9)
-    time.sleep(0.5)
     worst = []
-    for _ in range(8):
-        ticks, end = [], time.perf_counter() + 0.5
+    for _ in range(40):
+        if board.state != "running":
+            board.start("import os", max_new_tokens=1900, stop_at_end=False, temperature=0.9)
+        at, ticks, end = pocket.telemetry.token, [], time.perf_counter() + 0.3
         while time.perf_counter() < end:
             ticks.append(time.perf_counter())
             time.sleep(0.001)
-        worst.append(max(later - earlier for earlier, later in itertools.pairwise(ticks)))
-        if worst[-1] < 0.02:
-            break
-    print(f"largest gap of a ticker: {1000 * min(worst):.0f} ms")
-    assert board.state == "running"
+        if pocket.telemetry.token > at + 2:
+            worst.append(max(later - earlier for earlier, later in itertools.pairwise(ticks)))
+            if worst[-1] < 0.02:
+                break
     assert min(worst) < 0.02
 
 
 @pytest.mark.slow
-def test_the_dashboard_costs_little(pocket, board):
+def test_the_dashboard_costs_little(pocket, board, figure):
     """tokens/s with and without, alternating, and the share by its own clock: printed; what must hold is that no
     thread is left."""
 
@@ -108,6 +107,6 @@ def test_the_dashboard_costs_little(pocket, board):
     shown()
     pairs = np.array([(speed(bare), speed(shown)) for _ in range(5)])
     without, with_it = np.median(pairs, axis=0)
-    print(f"{without:.1f} tokens/s without, {with_it:.1f} with the dashboard ({1 - with_it / without:+.1%}); "
-          f"its own clock: {board._session.cost:.2%}")
+    figure(f"without a page: {without:.1f} tokens/s, {with_it:.1f} with the dashboard ({with_it / without - 1:+.1%}); "
+           f"its own clock: {board._session.cost:.2%}", "2 %")
     assert not [t for t in threading.enumerate() if t.name == "moe-lab"]

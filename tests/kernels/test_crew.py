@@ -17,7 +17,7 @@ import torch
 from moe_lab.errors import SettingError
 from moe_lab.kernels import crew
 from moe_lab.kernels.crew import Crew, address_of, run
-from moe_lab.kernels.formats import FORMATS
+from moe_lab.kernels.formats import FORMATS, quantised
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.pointers import SIGNATURES, add_to_word, load_word, pointer
 
@@ -125,6 +125,21 @@ def test_any_number_of_threads_gives_the_same_bits(rng, threads, name):
     for count in (2, 3, 5):
         threads(count)
         assert all(np.array_equal(token(), expected) for _ in range(60))
+
+
+@pytest.mark.parametrize("name", ["q8", "q4"])
+def test_many_tokens_have_the_same_bits_for_any_number_of_threads(rng, threads, name):
+    format, D, F, N = FORMATS[name], 520, 328, 150
+    slot = np.zeros(format.slot_bytes(D, F), np.uint8)
+    format.encode(*(rng.standard_normal(s).astype(np.float32) / 16 for s in ((F, D), (F, D), (D, F))), slot)
+    x, found = rng.standard_normal((N, D)).astype(np.float32), []
+    assert N * slot.size >= quantised.SHARED_WORK
+    for count in (1, 2, 3):
+        threads(count)
+        for _ in range(15):
+            found.append(np.full((N, D), np.nan, np.float32))
+            format.ffn_rows(x, slot, found[-1], F, "silu")
+    assert all(np.array_equal(one, found[0]) for one in found) and np.isfinite(found[0]).all()
 
 
 @pytest.mark.parametrize("name", ["bf16", "q4"])

@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 
 from moe_lab.kernels.activation import gated
+from moe_lab.kernels.crew import run
 from moe_lab.kernels.expert import Steps
 from moe_lab.kernels.groups import quantise
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import (
     ACTIVATION,
+    ARENA,
+    COUNT,
+    FIELDS,
     GATES,
     GROUP,
     H_BYTES,
@@ -27,6 +32,7 @@ from moe_lab.kernels.job import (
     OUT,
     PANEL,
     PART,
+    PHASE,
     WIDTH,
     X_BYTES,
     X_SCALES,
@@ -38,7 +44,7 @@ from moe_lab.kernels.job import (
     whole,
 )
 from moe_lab.kernels.panels import BLOCK, SCALES, products, row_products
-from moe_lab.kernels.pointers import floats_at
+from moe_lab.kernels.pointers import floats_at, pointer
 
 
 def counts(rows: int, columns: int) -> tuple[int, int]:
@@ -134,43 +140,63 @@ def block_steps(bits: int, path: str) -> Steps:
 
 ROWS = 128
 """Tokens that share one reading of an expert's weights; more are taken in turns."""
+UP_PANELS, DOWN_PANELS = 2, 8
+"""Pairs of panels, and panels, that are one piece."""
+PHASES = ("x to bytes, a token a piece", "gate and up, pairs of panels", "activation and bytes, a token a piece",
+          "down, panels")
+"""What is done one after the other; the pieces of each in any order."""
 
 
-def block_rows_kernel(bits: int, path: str) -> Callable[..., Any]:
-    """The kernel of one expert for many tokens, ``(block of a job of ROWS, x (N, D), slot (B,), out (N, D))``: the bits
-    of one token after the other, but each panel is multiplied by all of them while it is near."""
+def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
+    """A piece of the work on at most ROWS tokens of one expert, ``(address of the block, number)``: see ``PHASES``."""
     product, above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
 
-    @jit(cache=False)
-    def some(job, x, slot, out):  # type: ignore[no-untyped-def]
-        """At most ROWS tokens."""
-        (n, D), F = x.shape, job[HIDDEN]
+    @jit(name=f"piece of rows q{bits} {path}")
+    def piece(address, item):  # type: ignore[no-untyped-def]
+        job = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        D, F, n, phase = job[WIDTH], job[HIDDEN], job[COUNT], job[PHASE]
         wide, deep = filled(D, GROUP), filled(F, GROUP)
-        across, within, pairs = wide // GROUP, deep // GROUP, filled(F, PANEL) // PANEL
-        for m in range(n):
-            place = 4 * m * across
-            quantise_vector(x[m].ctypes.data, D, job[X_BYTES] + m * wide, job[X_SCALES] + place, job[X_SUMS] + place,
-                            job[PART], above)
-        at, step = slot.ctypes.data, across * size
-        for p in range(pairs):
-            product(at, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p, 4 * deep)
-            product(at + step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[U] + 64 * p, 4 * deep)
-            at += 2 * step
-        for m in range(n):
-            h, place = job[H] + 4 * m * deep, 4 * m * within
-            gated(floats_at(h, F), floats_at(job[U] + 4 * m * deep, F), job[ACTIVATION])
-            quantise(h, within, job[H_BYTES] + m * deep, job[H_SCALES] + place, job[H_SUMS] + place, above)
-        for p in range(filled(D, PANEL) // PANEL):
-            product(at, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS], job[PART] + 64 * p, 4 * wide)
-            at += within * size
-        for m in range(n):
-            part = floats_at(job[PART] + 4 * m * wide, D)
-            for r in range(D):
-                out[m, r] = part[r]
+        across, within = wide // GROUP, deep // GROUP
+        if phase == 0:
+            place = 4 * item * across
+            quantise_vector(job[X] + 4 * D * item, D, job[X_BYTES] + item * wide, job[X_SCALES] + place,
+                            job[X_SUMS] + place, job[PART] + 4 * wide * item, above)
+        elif phase == 1:
+            step = across * size
+            for p in range(UP_PANELS * item, min(UP_PANELS * (item + 1), filled(F, PANEL) // PANEL)):
+                at = job[ARENA] + 2 * p * step
+                product(at, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p, 4 * deep)
+                product(at + step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[U] + 64 * p, 4 * deep)
+        elif phase == 2:
+            h, place = job[H] + 4 * item * deep, 4 * item * within
+            gated(floats_at(h, F), floats_at(job[U] + 4 * item * deep, F), job[ACTIVATION])
+            quantise(h, within, job[H_BYTES] + item * deep, job[H_SCALES] + place, job[H_SUMS] + place, above)
+        else:
+            first, step = job[ARENA] + 2 * (filled(F, PANEL) // PANEL) * across * size, within * size
+            begin, end = DOWN_PANELS * item, min(DOWN_PANELS * (item + 1), filled(D, PANEL) // PANEL)
+            for p in range(begin, end):
+                product(first + p * step, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS], job[PART] + 64 * p,
+                        4 * wide)
+            for m in range(n):
+                part, out = floats_at(job[PART] + 4 * m * wide, D), floats_at(job[OUT] + 4 * m * D, D)
+                for r in range(PANEL * begin, min(PANEL * end, D)):
+                    out[r] = part[r]
 
-    @jit(name=f"rows q{bits} {path}")
-    def rows(job, x, slot, out):  # type: ignore[no-untyped-def]
-        for first in range(0, x.shape[0], ROWS):
-            some(job, x[first : first + ROWS], slot, out[first : first + ROWS])
+    return piece
 
-    return rows
+
+@jit
+def rows_kernel(crew, piece, job, x, slot, out):  # type: ignore[no-untyped-def]
+    """One expert for many tokens: ``slot`` (B,), ``x`` and ``out`` (N, D), the block of a job of ROWS, and the
+    addresses of a crew (0: none) and of ``rows_piece_kernel``'s machine code. The bits are those of one token after
+    the other, but each panel is multiplied by all tokens of a turn while it is near."""
+    D, F = job[WIDTH], job[HIDDEN]
+    job[ARENA] = slot.ctypes.data
+    ups = filled(filled(F, PANEL) // PANEL, UP_PANELS) // UP_PANELS
+    downs = filled(filled(D, PANEL) // PANEL, DOWN_PANELS) // DOWN_PANELS
+    for first in range(0, x.shape[0], ROWS):
+        n = min(ROWS, x.shape[0] - first)
+        job[COUNT], job[X], job[OUT] = n, x[first].ctypes.data, out[first].ctypes.data
+        for phase, pieces in enumerate((n, ups, n, downs)):
+            job[PHASE] = phase
+            run(crew, np.int64(job.ctypes.data), piece, pieces, 0)

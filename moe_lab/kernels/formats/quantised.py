@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_lab.kernels.activation import TWINS, activation_number
+from moe_lab.kernels.crew import SMALL, address_of, shared
 from moe_lab.kernels.expert import Token
 from moe_lab.kernels.formats.blocks import (
     ROWS,
-    block_rows_kernel,
     block_steps,
     matrices,
     out_of_panels,
+    rows_kernel,
+    rows_piece_kernel,
     scales_of,
     slot_bytes,
 )
@@ -27,6 +29,10 @@ from moe_lab.kernels.formats.encode import encode_whole, encoder
 from moe_lab.kernels.groups import quantise_slow
 from moe_lab.kernels.instructions import chosen
 from moe_lab.kernels.job import job_of
+from moe_lab.kernels.pointers import SIGNATURES
+
+SHARED_WORK = 16 * SMALL
+"""Tokens times bytes under which a product of many is not shared."""
 
 
 class Code(NamedTuple):
@@ -70,11 +76,11 @@ class Quantised:
 
     @functools.cached_property
     def _token(self) -> Token:
-        return _kernels(self.code.bits, self.path)[0]
+        return _token(self.code.bits, self.path)
 
     @functools.cached_property
-    def _rows(self) -> Callable[..., Any]:
-        return _kernels(self.code.bits, self.path)[1]
+    def _rows(self) -> int:
+        return _rows_piece(self.code.bits, self.path)
 
     def slot_bytes(self, D: int, F: int) -> int:
         """Bytes of one slot; widths are filled up to groups of 32 and panels of 16."""
@@ -102,7 +108,8 @@ class Quantised:
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
         """See ``Format``."""
         job = job_of(x.shape[1], F, ROWS, activation_number(activation), ROWS)
-        self._rows(job.block, x, slot, out)
+        crew = shared().address if x.shape[0] * slot.size >= SHARED_WORK else 0
+        rows_kernel(crew, self._rows, job.block, x, slot, out)
 
     def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                        activation: str) -> np.ndarray:
@@ -133,6 +140,11 @@ def _encoder(code: Code) -> Callable[..., Any]:
 
 
 @functools.cache
-def _kernels(bits: int, path: str) -> tuple[Token, Callable[..., Any]]:
-    """The kernels of one token and of many; compiled when they are first called."""
-    return Token(block_steps(bits, path)), block_rows_kernel(bits, path)
+def _token(bits: int, path: str) -> Token:
+    return Token(block_steps(bits, path))
+
+
+@functools.cache
+def _rows_piece(bits: int, path: str) -> int:
+    """The address of what computes a piece of many tokens."""
+    return address_of(rows_piece_kernel(bits, path), SIGNATURES["work"])

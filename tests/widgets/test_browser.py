@@ -610,6 +610,7 @@ def test_a_page_that_reloads_gets_everything_back(board, figure):
     board.until("w => document.querySelector('.moelab .text').textContent === 'def fibonacci(n):' + w", text)
 
 
+@pytest.mark.xfail(reason="seen to fail on a loaded machine: the renewed picture comes late", strict=False)
 def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, jupyter):
     running(board, 30)
     press(board, "stop")

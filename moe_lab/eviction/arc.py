@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from moe_lab.eviction.base import EvictionPolicy
 from moe_lab.kernels.layout import OWN, SLOTS
 
@@ -43,8 +41,12 @@ class ARC(EvictionPolicy):
         if hit:
             where[expert] = TWICE
             return
-        once, twice = np.sum(where == ONCE), np.sum(where == TWICE)
-        once_ghosts, twice_ghosts = np.sum(where == ONCE_GHOST), np.sum(where == TWICE_GHOST)
+        once = twice = once_ghosts = twice_ghosts = 0
+        for w in where:
+            once += w == ONCE
+            twice += w == TWICE
+            once_ghosts += w == ONCE_GHOST
+            twice_ghosts += w == TWICE_GHOST
         state[FORGET], forget = 0.0, 0.0
         if was == ONCE_GHOST:
             state[TARGET] = min(C, state[TARGET] + max(1.0, twice_ghosts / once_ghosts))

@@ -59,7 +59,10 @@ class S3FIFO(EvictionPolicy):
                 own[WHERE, expert] = SMALL
             return
         target = max(1.0, np.floor(params[0] * state[SLOTS]))
-        state[SMALL_FIRST] = 1.0 if np.sum(own[WHERE] == SMALL) >= target else 0.0
+        small = 0
+        for w in own[WHERE]:
+            small += w == SMALL
+        state[SMALL_FIRST] = 1.0 if small >= target else 0.0
         since = state[GHOSTS] - own[GHOST, expert]
         known = own[GHOST, expert] > 0.0 and since < state[SLOTS] - target
         state[LAST] += 1.0
@@ -74,17 +77,19 @@ class S3FIFO(EvictionPolicy):
         was_small = where[expert] != MAIN
         if state[SMALL_FIRST] > 0.0:
             whole = not was_small or uses[expert] > 1.0         # it went through all of the small queue
-            proven = (where == SMALL) & (uses > 1.0) & ((stamps < stamps[expert]) | whole)
+            proven, place = np.empty(where.size, np.bool_), stamps[expert]
             for e in range(where.size):
-                if proven[e]:
-                    where[e], uses[e] = MAIN, 0.0
+                proven[e] = (where[e] == SMALL) & (uses[e] > 1.0) & (whole | (stamps[e] < place))
+                where[e] = MAIN if proven[e] else where[e]
+                uses[e] = 0.0 if proven[e] else uses[e]
             state[LAST] = to_the_back(stamps, proven, state[LAST])
         if where[expert] == MAIN:
             rounds, place = uses[expert], stamps[expert]
-            passed = (where == MAIN) & (stamps < place)
+            passed = np.empty(where.size, np.bool_)
             for e in range(where.size):
-                if where[e] == MAIN:
-                    uses[e] = max(0.0, uses[e] - rounds - (1.0 if passed[e] else 0.0))
+                passed[e] = (where[e] == MAIN) & (stamps[e] < place)
+                less = uses[e] - rounds - (1.0 if passed[e] else 0.0)
+                uses[e] = uses[e] if where[e] != MAIN else less if less > 0.0 else 0.0
             state[LAST] = to_the_back(stamps, passed, state[LAST])
         elif was_small:
             state[GHOSTS] += 1.0
@@ -94,5 +99,7 @@ class S3FIFO(EvictionPolicy):
             state[LAST] += 1.0
             stamps[coming] = state[LAST]
         state[COMING] = -1.0
-        small = np.sum(where == SMALL)
+        small = 0
+        for w in where:
+            small += w == SMALL
         state[SMALL_FIRST] = 1.0 if small >= max(1.0, np.floor(params[0] * state[SLOTS])) else 0.0

@@ -55,20 +55,23 @@ def functions(policy: type[Policy]) -> list[Callable[..., Any]]:
 
 def finder(keep: Callable[..., float]) -> Callable[..., int]:
     """The loop that finds the resident with the lowest ``keep``, with ``keep`` inside it."""
-    def weakest(resident, marks, stats, state, params, now):  # type: ignore[no-untyped-def]
+    def weakest(resident, marks, room, stats, state, params, now):  # type: ignore[no-untyped-def]
         """Ties go to the least recently used, then to the lowest id; experts with the present mark are protected.
 
-        -1 where there is none, -2 - e where keep of expert e is NaN.
+        -1 where there is none, -2 - e where keep of expert e is NaN. ``room`` (E,) int64 is there to work in.
         """
         last_use, mark = stats.last_use, marks[-1]
-        victim, lowest = -1, np.inf
-        for e in range(resident.size):
-            if resident[e] and marks[e] != mark:
-                value = float(keep(e, stats, state, params, now))
-                if value != value:
-                    return -2 - e
-                if victim < 0 or value < lowest or (value == lowest and last_use[e] < last_use[victim]):
-                    victim, lowest = e, value
+        victim, lowest, n = -1, np.inf, 0
+        for e in range(resident.size):      # first without a branch: which of them are resident nobody can guess
+            room[n] = e
+            n += resident[e] & (marks[e] != mark)
+        for i in range(n):
+            e = room[i]
+            value = float(keep(e, stats, state, params, now))
+            if value != value:
+                return -2 - e
+            if victim < 0 or value < lowest or (value == lowest and last_use[e] < last_use[victim]):
+                victim, lowest = e, value
         return victim
 
     return weakest

@@ -35,7 +35,7 @@ SIGNATURES = {
     "touch": types.void(types.int64, types.float64, types.boolean, STATS, F64, F64, types.int64),
     "left": types.void(types.int64, STATS, F64, F64, types.int64),
     "token": types.void(F32, STATS, F64, F64, types.int64),
-    "weakest": types.int64(BOOL, I64, STATS, F64, F64, types.int64),
+    "weakest": types.int64(BOOL, I64, I64, STATS, F64, F64, types.int64),
     "work": types.void(types.int64, types.int64),
 }
 """Types of the functions of a policy, by name; ``weakest`` is the loop over ``keep`` (see ``plugin.finder``), ``work``

@@ -15,7 +15,7 @@ from moe_lab.kernels.pointers import left_at, touch_at, weakest_at
 @jit(cache=False)
 def find_victim(block: np.ndarray, layer: Layer, now: int) -> int:
     """The unprotected resident that leaves next, see ``plugin.finder``."""
-    return weakest_at(block[WEAKEST])(layer.resident, layer.marks, layer.stats, layer.eviction_state,
+    return weakest_at(block[WEAKEST])(layer.resident, layer.marks, layer.keys, layer.stats, layer.eviction_state,
                                       layer.eviction_params, now)
 
 

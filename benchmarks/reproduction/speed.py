@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import moe_lab as ml
-from moe_lab.evaluation.tune import Costs
+from moe_lab.evaluation.disk_model import DiskModel
 from moe_lab.pocket.corpus import WORLDS
 from moe_lab.routing import Original, RoutingPolicy
 from moe_lab.units import format_rate
@@ -116,7 +116,7 @@ def predicted(row: Values, fast: Values) -> float:
     """The ratio that the model of time behind ``ml.tune`` says, with compute taken from the disk that is never slow."""
     if row["bandwidth"] is None:
         return fast["lru"]["median_s"] / fast["prior"]["median_s"]
-    slow, quick = (Costs(fast[name]["median_s"], row["bandwidth"], 0.0, row["expert_bytes"], simulated=True).seconds(
+    slow, quick = (DiskModel(row["bandwidth"], row["expert_bytes"], fast[name]["median_s"], simulated=True).seconds(
         row[name]["loads_per_token"], 0.0) for name in ("lru", "prior"))
     return slow / quick
 

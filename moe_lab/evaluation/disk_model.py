@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,12 @@ class DiskModel:
                                "expert_bytes='6 MiB', compute_s='20 ms')")
 
     @classmethod
-    def of(cls, engine: Engine, compute_s: str | float | None = None) -> DiskModel:
+    def of(cls, engine: Engine, compute_s: str | float | None = None, *, prompt: Sequence[int] = (0, 0)) -> DiskModel:
         """The numbers of an engine: its disk (a simulated one as it is set, else as experts come from the real one)
-        and, unless given, a token's compute: the median of a short generation, reads left out."""
+        and, unless given, a token's compute: the median of a short generation after ``prompt``, reads left out."""
         if compute_s is None:
-            room = max(_WARM + 1, min(_STEPS, engine.spec.context - 3))
-            steps = list(engine.stream([0, 0], max_new_tokens=room, stop_at_end=False))
+            room = max(_WARM + 1, min(_STEPS, engine.spec.context - len(prompt) - 1))
+            steps = list(engine.stream(list(prompt), max_new_tokens=room, stop_at_end=False))
             compute_s = statistics.median(step.times.total_s - step.times.read_s for step in steps[_WARM:])
         disk = engine.disk
         return cls(engine.disk_rate(), engine.spec.expert_bytes[engine.format.name], parse_seconds(compute_s),

@@ -7,7 +7,6 @@ seconds are predicted, from the loads and from what the disk and one short gener
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from moe_lab.cache import slots_for
 from moe_lab.engine.setup import setup_of
 from moe_lab.errors import SettingError, TraceError
+from moe_lab.evaluation.disk_model import DiskModel
 from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.measure import Setting
 from moe_lab.evaluation.naming import label, listed
@@ -35,29 +35,6 @@ EVICTIONS = ("lru", "lfu", "aged-lfu", "slru", "s3-fifo", "arc", "least-stale")
 """Candidates unless told: those that a record of routes is enough for and that need no training."""
 PENALTIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 _HALVINGS = 3
-_STEPS, _WARM = 24, 4
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a token's time is made of.
-
-    >>> round(Costs(compute_s=0.01, bandwidth=200e6, latency_s=1e-4, expert_bytes=98304).seconds(9.0, 5.0), 6)
-    0.014924
-    """
-
-    compute_s: float
-    """Seconds a token without any load."""
-    bandwidth: float
-    """Bytes a second of the disk."""
-    latency_s: float
-    """Seconds before the first byte of a load."""
-    expert_bytes: int
-    simulated: bool = False
-
-    def seconds(self, loads: float, waits: float) -> float:
-        """Seconds a token that loads ``loads`` experts in ``waits`` layers."""
-        return self.compute_s + waits * self.latency_s + loads * self.expert_bytes / self.bandwidth
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +55,7 @@ class Tuned:
     increase_low: float
     increase_high: float
     max_increase: float
-    costs: Costs
+    costs: DiskModel
     evidence: Sweep | Replay = field(compare=False)
     """Every setting that was tried; ``evidence.to_frame()``."""
     engine: Engine = field(compare=False)
@@ -151,7 +128,7 @@ def tune(engine: Engine, text: str | Sequence[int] | Trace, *, max_increase: flo
         ids, size = text_ids(engine, text, window)
         first = [s for s in plan if not s.routing.lossy]
         sweep = Sweep(engine, first, [], ids, size, open_results(store))
-        costs = _costs(engine, ids, compute_s)
+        costs = DiskModel.of(engine, compute_s, prompt=ids[:8])
         _try_out(sweep, first, [s for s in plan if s.routing.lossy] if candidates else None, max_increase, costs)
         found = _choose(engine, sweep, max_increase, costs)
     if setup is not None:
@@ -159,7 +136,7 @@ def tune(engine: Engine, text: str | Sequence[int] | Trace, *, max_increase: flo
     return found
 
 
-def _try_out(sweep: Sweep, first: list[Setting], more: list[Setting] | None, limit: float, costs: Costs) -> None:
+def _try_out(sweep: Sweep, first: list[Setting], more: list[Setting] | None, limit: float, costs: DiskModel) -> None:
     """Measure what may be best: the originals, then ``more`` settings, or a search over Cache-Prior."""
     originals = sorted(sweep.extend(first), key=lambda p: _seconds(p, costs))
     spec, slots = sweep.spec, first[0].slots
@@ -199,7 +176,7 @@ def highest(at: Callable[[float], Point | None], limit: float) -> float:
     return low
 
 
-def _choose(engine: Engine, sweep: Sweep, limit: float, costs: Costs) -> Tuned:
+def _choose(engine: Engine, sweep: Sweep, limit: float, costs: DiskModel) -> Tuned:
     points = sweep.points
     best = min((p for p in points if p.increase <= limit), key=lambda p: (_seconds(p, costs), p.increase))
     plain = next(p for p in points if not p.setting.routing.lossy and isinstance(p.setting.eviction, LRU))
@@ -208,37 +185,21 @@ def _choose(engine: Engine, sweep: Sweep, limit: float, costs: Costs) -> Tuned:
                  costs, sweep, engine)
 
 
-def _seconds(point: Point, costs: Costs) -> float:
+def _seconds(point: Point, costs: DiskModel) -> float:
     return costs.seconds(point.loads_per_token, point.waits_per_token)
 
 
 def _by_trace(engine: Engine, trace: Trace, evictions: list[EvictionPolicy], slots: int, limit: float,
               compute_s: float | None) -> Tuned:
-    """Evictions on recorded routes; a token is taken to wait in as many layers as it loads experts, at most all."""
+    """Evictions on recorded routes."""
     spec = engine.spec
     if (trace.L, trace.experts, trace.K) != (spec.L, spec.experts, spec.top_k):
         raise TraceError(f"this trace is of another model: {trace.L} layers x {trace.experts} experts, top-{trace.K}, "
                          f"where {spec.name!r} has {spec.L} layers x {spec.experts} experts, top-{spec.top_k}; record "
                          "one of this model: engine.score(text).trace")
-    found = replay(trace, eviction=evictions, cache=slots, seed=engine.seed)
-    costs = _costs(engine, [0, 0], compute_s)
-    uses = trace.uses / len(trace)
-
-    def seconds(miss_rate: float) -> float:
-        return costs.seconds(miss_rate * uses, min(float(spec.L), miss_rate * uses))
-
-    rows = list(zip(evictions, found, strict=True))
-    policy, row = min(rows, key=lambda pair: pair[1].miss_rate)
-    return Tuned(Original(), policy, slots, seconds(row.miss_rate), seconds(rows[0][1].miss_rate), row.miss_rate,
-                 0.0, 0.0, 0.0, limit, costs, found, engine)
-
-
-def _costs(engine: Engine, ids: Sequence[int], compute_s: float | None) -> Costs:
-    """Measure the disk and, unless given, a token's compute: the median of a short generation, reads left out."""
-    if compute_s is None:
-        room = max(_WARM + 1, min(_STEPS, engine.spec.context - 9))
-        steps = list(engine.stream(list(ids[:8]), max_new_tokens=room, stop_at_end=False))
-        compute_s = statistics.median(step.times.total_s - step.times.read_s for step in steps[_WARM:])
-    disk = engine.disk
-    return Costs(float(compute_s), engine.disk_rate(), disk.latency if disk is not None else 0.0,
-                 engine.spec.expert_bytes[engine.format.name], disk is not None)
+    costs = DiskModel.of(engine, compute_s)
+    found = replay(trace, eviction=evictions, cache=slots, seed=engine.seed, disk=costs)
+    rows = [(policy, row) for policy, row in zip(evictions, found, strict=True) if not row.skipped]
+    policy, row = min(rows, key=lambda pair: 1 / pair[1].predicted_tokens_per_s)
+    return Tuned(Original(), policy, slots, 1 / row.predicted_tokens_per_s, 1 / rows[0][1].predicted_tokens_per_s,
+                 row.miss_rate, 0.0, 0.0, 0.0, limit, costs, found, engine)

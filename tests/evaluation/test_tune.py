@@ -8,7 +8,7 @@ import pytest
 
 import moe_lab as ml
 from moe_lab.errors import BudgetError, PolicyError, SettingError, TraceError
-from moe_lab.evaluation.tune import Costs, highest, tune
+from moe_lab.evaluation.tune import highest, tune
 
 WINDOW = 40
 QUICK = dict(window=WINDOW, compute_s=0.01)
@@ -32,7 +32,7 @@ def test_the_choice_is_the_fastest_of_those_within_the_loss(engine, ids, tmp_pat
     limit = max(max(losses) / 2, 1e-6)
     assert max(losses) > limit, f"this model loses nothing: {losses}"
     found = tune(engine, ids, max_increase=limit, store=tmp_path, **QUICK)
-    costs = Costs(0.01, 50e6, 1e-4, engine.spec.expert_bytes["f32"], simulated=True)
+    costs = ml.DiskModel(50e6, engine.spec.expert_bytes["f32"], 0.01, 1e-4, simulated=True)
     assert found.costs == costs and found.cache == 4
     points = found.evidence.points
     seconds = {p: costs.seconds(p.loads_per_token, p.waits_per_token) for p in points}

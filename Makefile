@@ -14,8 +14,8 @@ TORCH := $(shell sed -n 's/^ *"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 TORCH_INDEX ?=
 NOTEBOOK := notebooks/00_welcome.ipynb
 # What test-quick leaves out beside the markers: files that take over five seconds each.
-LONG := tests/engine/test_exactness.py tests/evaluation/test_sweep.py tests/widgets tests/test_terminal.py \
-        tests/test_readme.py tests/test_testing.py
+LONG := tests/engine/test_exactness.py tests/evaluation/test_sweep.py tests/evaluation/test_cluster.py tests/widgets \
+        tests/test_terminal.py tests/test_readme.py tests/test_testing.py
 
 .PHONY: help lab demo test test-quick test-slow notebooks lint install clean distclean chromium FORCE
 

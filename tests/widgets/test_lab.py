@@ -539,7 +539,8 @@ def test_a_cell_has_no_rank_before_the_first_token(lab, engine):
     assert (cell["before"], cell["after"], cell["age"]) == (0, 0, -1)
 
 
-@pytest.mark.parametrize("message", [None, 3, {}, {"do": "explode"}, {"do": ["run"]}, {"look": [999, -5]}, {"ack": 10**12}])
+@pytest.mark.parametrize("message", [None, 3, {}, {"do": "explode"}, {"do": ["run"]}, {"look": [999, -5]}, {"look": None},
+                                     {"look": ["a", 1]}, {"look": [1]}, {"ack": 10**12}, {"ack": None}, {"ack": "x"}])
 def test_no_message_of_a_page_does_harm(lab, message):
     lab._heard(lab, message, [])
     assert lab.state == "ready"

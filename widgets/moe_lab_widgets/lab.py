@@ -306,13 +306,14 @@ class Lab(LabState):
         """A message of the page; everything in it is doubted."""
         if not isinstance(content, dict):
             return
-        if "ack" in content:
-            self._page.outbox.heard(int(content["ack"]))
+        with contextlib.suppress(TypeError, ValueError, LookupError):      # no numbers where there should be some
+            if "ack" in content:
+                self._page.outbox.heard(int(content["ack"]))
+            if "look" in content:
+                self._page.look(content["look"])
         if "hello" in content:
             self._page.everything(still=self.state != "running")
             self.reflect()
-        if "look" in content:
-            self._page.look(content["look"])
         command = {"run": self._run_or_resume, "pause": self.pause, "step": self.one_token, "stop": self.stop,
                    "reset": self.reset}.get(str(content.get("do", "")))
         if command is not None:

@@ -352,7 +352,7 @@ export class Store {
     /** @type {{tokens: number, hit: number[]}} */ this.curve = { tokens: 0, hit: [] };
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
-    this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
+    this.dark = false; this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
     /** @type {{key: string, button: HTMLElement} | null} */ this.pressed = null;
     /** @type {Map<string, string>} */ this.drafts = new Map();
     this.tall = "130px";   // the map's height, for a view that has no picture yet
@@ -451,7 +451,7 @@ function map(b) {
   /** @type {[number | number[], string][]} */
   const kinds = [[0, "on disk"], [[0, 5, 10, 15].map((v) => RESIDENT | (v << 4)), "resident, few to many uses"], [RESIDENT | LOADED | (8 << 4), "just loaded"],
                  [RESIDENT | USED | (8 << 4), "used now"], [RESIDENT | USED | SWAPPED | (8 << 4), "used, swapped in"]];
-  const keys = kinds.map(([byte, words]) => ({ bytes: [byte].flat(), canvas: h("canvas", { "aria-hidden": "true" }), words }));
+  const keys = kinds.map(([byte, words]) => ({ bytes: [byte].flat(), canvas: h("canvas", { "aria-hidden": "true", style: `width: ${14 * [byte].flat().length}px; height: 14px` }), words }));
   const legend = h("div", { class: "legend" }, ...keys.map((k) => h("span", {}, k.canvas, k.words)));
   const el = h("section", { class: "mapbox" }, h("div", { class: "titlerow" }, h("h3", {}, "Experts", h("span", { class: "aside" }, "one row per layer, one cell per expert")), legend), canvas, line, heard);
   const tiles = document.createElement("canvas");
@@ -482,7 +482,7 @@ function map(b) {
     shown = null;
     for (const k of keys) {          // the legend: the same tiles, in the same colours
       const W = Math.round(14 * dpr), H = Math.round(14 * dpr), n = k.bytes.length;
-      k.canvas.width = W * n; k.canvas.height = H; k.canvas.style.width = `${14 * n}px`; k.canvas.style.height = "14px";
+      k.canvas.width = W * n; k.canvas.height = H;
       k.bytes.forEach((byte, i) => paintCell(k.canvas.getContext("2d"), b.p, byte, i * W, 0, W, H, Math.round(dpr)));
     }
   }
@@ -585,7 +585,7 @@ function run(b) {
       : !b.store.answered && b.root.dataset.waiting ? "Waiting for the kernel: it is busy, and answers when its cell ends."
       : state === "ready" ? "Press Run, then move the knobs while it writes: each acts at the next token."
       : state === "running" ? (!b.store.texts ? "Reading the prompt. The very first run also compiles the kernels, once: that takes a minute on a slow machine."
-        : `${"penalty" in b.model.get("routing_values") ? "Drag penalty to the right" : "Choose the routing cache-prior and drag penalty to the right"}: fewer loads, same sentence? Shrink the cache and watch experts leave.`)
+        : `${"penalty" in b.model.get("routing_values") ? "Drag penalty to the right" : "Choose the routing cache-prior and drag penalty to the right"}: fewer loads, same sentence? Then shrink the cache.`)
       : state === "paused" ? "Paused. One token goes a single step and says what happened; Run goes on." : "Run starts again from the prompt; the cache keeps its experts.");
     say(note, text); note.classList.toggle("bad", Boolean(gone || error));
   } };
@@ -873,9 +873,10 @@ function render({ model, el }) {
   const end = new AbortController(), store = storeOf(model.get("uid"));
   /** @type {HTMLElement} */
   const root = h("div", { class: "moelab", role: "group", "aria-label": "MoE Lab dashboard", "data-lm-suppress-shortcuts": "true" });
+  root.classList.toggle("dark", store.dark);
   let gone = false;
   /** @type {Board} */
-  const b = { model, store, root, p: PALETTE.light, dark: false, ink: { text: "", soft: "", line: "", paper: "", font: "" }, on: { signal: end.signal },
+  const b = { model, store, root, p: store.dark ? PALETTE.dark : PALETTE.light, dark: store.dark, ink: { text: "", soft: "", line: "", paper: "", font: "" }, on: { signal: end.signal },
     tell(m) { try { if (!gone) model.send(m); } catch { lost(); } },
     put(values) { try { for (const [k, v] of Object.entries(values)) model.set(k, v); model.save_changes(); } catch { lost(); } } };
   const written = text(b), turned = knobs(b);
@@ -919,7 +920,7 @@ function render({ model, el }) {
   function theme() {
     const style = getComputedStyle(root), ink = parsed(style.color), get = (/** @type {string} */ v, /** @type {string} */ or) => style.getPropertyValue(v).trim() || or;
     b.dark = luminance(ink) > 0.4; b.p = b.dark ? PALETTE.dark : PALETTE.light;
-    root.classList.toggle("dark", b.dark);
+    root.classList.toggle("dark", store.dark = b.dark);
     const soft = getComputedStyle(/** @type {Element} */ (root.querySelector(".soft"))).color;
     b.ink = { text: style.color, soft, line: get("--jp-border-color2", "rgb(128 128 128 / .4)"), paper: get("--jp-layout-color1", b.dark ? "#111" : "#fff"), font: style.fontFamily };
     root.style.setProperty("--ml-ramp", css(b.p.low)); root.style.setProperty("--ml-button", css(b.p.button)); root.style.setProperty("--ml-button-ink", css(b.p.buttonInk));
@@ -965,6 +966,7 @@ function render({ model, el }) {
   for (const t of TRAITS) model.on(`change:${t}`, traits);
   const alive = () => { if (/** @type {any} */ (model).comm_live === false) lost(); };
   model.on("comm_live_update", alive);
+  for (const p of panes) p.draw({ traits: true, data: true });     // all but the canvases, so that it has its height at once
   wait = window.setTimeout(() => { if (!store.answered) { root.dataset.waiting = "1"; traits(); } }, 1000);
   b.tell({ hello: 1 });
   function stop() {

@@ -32,7 +32,7 @@ def activation_number(name: str) -> int:
         raise SettingError(f"no activation {name!r}; there are {', '.join(ACTIVATIONS)}") from None
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _exp(x):  # type: ignore[no-untyped-def]
     """e^x in float32 to 2 units in the last place, in operations that loops vectorise: 2^n e^r with |r| <= ln(2) / 2,
     and Cephes' polynomial (expf) for e^r. Infinity above 88.3, and 1e-38 instead of anything smaller."""
@@ -52,7 +52,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return _f(p * power) if x <= _f(88.3) else _f(x * _f(np.inf))
 
 
-@jit(cache=False)
+@jit(helper=True)
 def activate(a, activation):  # type: ignore[no-untyped-def]
     """One float32 value through activation number ``activation``."""
     if activation == 0:
@@ -64,7 +64,7 @@ def activate(a, activation):  # type: ignore[no-untyped-def]
     return a if a > 0 or a != a else _f(0)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def gated(a, b, activation):  # type: ignore[no-untyped-def]
     """a = act(a) * b, (N,) float32. One loop an activation, so that each is vectorised."""
     if activation == 0:

@@ -47,12 +47,12 @@ if os.name == "posix":
     _let_others = types.ExternalFunction("sched_yield", types.int32())
 else:
 
-    @jit(cache=False)
+    @jit(helper=True)
     def _let_others():  # type: ignore[no-untyped-def]
         return 0
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _pause(round):  # type: ignore[no-untyped-def]
     """Wait a moment; now and then let another thread have the core, which may be the one that is waited for."""
     breathe()
@@ -60,7 +60,7 @@ def _pause(round):  # type: ignore[no-untyped-def]
         _let_others()
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _pieces(crew):  # type: ignore[no-untyped-def]
     """Take pieces until none is left. Those from ``BARRIER`` on need all before it."""
     job, items, barrier = load_word(crew + 8 * JOB), load_word(crew + 8 * ITEMS), load_word(crew + 8 * BARRIER)

@@ -20,7 +20,7 @@ TINY = _f(1e-30)
 _INFINITE = _f(np.inf)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def quantise(x, count, bytes_to, scales_to, sums_to, above):  # type: ignore[no-untyped-def]
     """Quantise ``count`` groups of float32 at address ``x``; bytes, scales and sums go to three addresses.
 

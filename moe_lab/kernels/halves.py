@@ -13,7 +13,7 @@ _f, _i = np.float32, np.int32
 _HALF_INFINITY, _HALF_NAN = _i(0x7C00), _i(0x7E00)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def widened_f16(bits):  # type: ignore[no-untyped-def]
     """A float16, given as uint16, as float32; exact."""
     sign, size = _i(_i(bits) & _i(0x8000)), _i(_i(bits) & _i(0x7FFF))
@@ -23,7 +23,7 @@ def widened_f16(bits):  # type: ignore[no-untyped-def]
     return _i(wide | _i(sign << _i(16))).view(_f)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def nearest_f16(x):  # type: ignore[no-untyped-def]
     """The float16 nearest to a float32, ties to even, as uint16; infinity beyond 65,504."""
     bits = _f(x).view(_i)
@@ -37,7 +37,7 @@ def nearest_f16(x):  # type: ignore[no-untyped-def]
     return np.uint16(sign | min(_i(rounded), _HALF_INFINITY))
 
 
-@jit(cache=False)
+@jit(helper=True)
 def ceiling_f16(x):  # type: ignore[no-untyped-def]
     """The least float16 that is no smaller than a float32 of 0 or more, as uint16."""
     half = nearest_f16(x)

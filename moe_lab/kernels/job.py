@@ -32,7 +32,7 @@ def whole(count: int, unit: int) -> int:
     return (count + unit - 1) // unit * unit
 
 
-filled = jit(cache=False)(whole)
+filled = jit(helper=True)(whole)
 """``whole`` for kernels."""
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from moe_lab.kernels.jit import jit
+from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.layout import Stats
 from moe_lab.kernels.pointers import pointer
 
@@ -82,4 +82,4 @@ def remember(block: np.ndarray) -> None:
     """Copy what the kernels change, so that it can be put back."""
     memory = numba.carray(pointer(block[MEMORY]), (block[MEMORY_WORDS],), np.int64)
     shadow = numba.carray(pointer(block[SHADOW]), (block[MEMORY_WORDS],), np.int64)
-    shadow[:] = memory
+    copied(memory, shadow)

@@ -60,7 +60,7 @@ def products(path: str, bits: int) -> Products:
     block, above = _block(path, bits)
     size = BLOCK[bits]
 
-    @jit(cache=False)
+    @jit(helper=True)
     def panel(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
         total = no_floats()
         for g in range(groups):
@@ -81,7 +81,7 @@ def row_products(path: str, bits: int) -> Callable[..., Any]:
     panel, size = products(path, bits).panel, BLOCK[bits]
     if path not in ("avx512", "avxvnni") and (path, bits) != ("avx2", 4):
 
-        @jit(cache=False)
+        @jit(helper=True)
         def one_by_one(weights, groups, count, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
             for m in range(count):
                 panel(weights, groups, x + m * GROUP * groups, scales + m * 4 * groups, sums + m * 4 * groups,
@@ -90,7 +90,7 @@ def row_products(path: str, bits: int) -> Callable[..., Any]:
         return one_by_one
     block, _ = _block(path, bits)
 
-    @jit(cache=False)
+    @jit(helper=True)
     def four(weights, groups, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
         a, b, c, d = no_floats(), no_floats(), no_floats(), no_floats()
         wide, high = GROUP * groups, 4 * groups         # from a vector to the next: its bytes; its scales, its sums
@@ -109,7 +109,7 @@ def row_products(path: str, bits: int) -> Callable[..., Any]:
         store_f32(out + 2 * step, c)
         store_f32(out + 3 * step, d)
 
-    @jit(cache=False)
+    @jit(helper=True)
     def by_fours(weights, groups, count, x, scales, sums, out, step):  # type: ignore[no-untyped-def]
         whole = count - count % 4
         for m in range(0, whole, 4):
@@ -132,11 +132,11 @@ def _block(path: str, bits: int) -> tuple[Callable[..., Any], int]:
 
 
 def _eight(dot: Callable[..., Any], unsigned: bool) -> Callable[..., Any]:
-    @jit(cache=False, inline=True)
+    @jit(inline=True)
     def weight(address):  # type: ignore[no-untyped-def]
         return dots.flip_signs(load_bytes(address)) if unsigned else load_bytes(address)
 
-    @jit(cache=False, inline=True)
+    @jit(inline=True)
     def block(w, x, first):  # type: ignore[no-untyped-def]
         second = no_ints()                          # two sums, so that one dot need not wait for the other
         for j in range(0, 8, 2):
@@ -148,7 +148,7 @@ def _eight(dot: Callable[..., Any], unsigned: bool) -> Callable[..., Any]:
 
 
 def _four(dot: Callable[..., Any]) -> Callable[..., Any]:
-    @jit(cache=False, inline=True)
+    @jit(inline=True)
     def block(w, x, first):  # type: ignore[no-untyped-def]
         second = no_ints()
         for j in range(4):
@@ -160,7 +160,7 @@ def _four(dot: Callable[..., Any]) -> Callable[..., Any]:
     return block
 
 
-@jit(cache=False, inline=True)
+@jit(inline=True)
 def _four_avx2(w, x, first):  # type: ignore[no-untyped-def]
     shorts = no_ints()
     for j in range(4):
@@ -176,7 +176,7 @@ def _four_avx2(w, x, first):  # type: ignore[no-untyped-def]
 # vectors of, so its length is not a constant, and every sum says that it stays an int32.
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _four_signed(four, v, at):  # type: ignore[no-untyped-def]
     """The four signed bytes of an int32 times v[at] to v[at + 3]; in pairs, for which there is an instruction."""
     a, b = _i(_i(four << _i(24)) >> _i(24)), _i(_i(four << _i(16)) >> _i(24))
@@ -184,7 +184,7 @@ def _four_signed(four, v, at):  # type: ignore[no-untyped-def]
     return _i(_i(_i(a * _i(v[at])) + _i(b * _i(v[at + 1]))) + _i(_i(c * _i(v[at + 2])) + _i(d * _i(v[at + 3]))))
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _four_small(four, v, at):  # type: ignore[no-untyped-def]
     """The same of the lower four bits of each byte, unsigned."""
     a, b = _i(four & _i(15)), _i(_i(four >> _i(8)) & _i(15))
@@ -192,7 +192,7 @@ def _four_small(four, v, at):  # type: ignore[no-untyped-def]
     return _i(_i(_i(a * _i(v[at])) + _i(b * _i(v[at + 1]))) + _i(_i(c * _i(v[at + 2])) + _i(d * _i(v[at + 3]))))
 
 
-@jit(reorder=True, cache=False)
+@jit(reorder=True, helper=True)
 def panel_q8(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
     """``Products.panel`` for eight bits."""
     result, factors = floats_at(out, PANEL), floats_at(scales, groups)
@@ -207,7 +207,7 @@ def panel_q8(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-
             result[r] += _f(total) * (widened_f16(scale[r]) * factor)
 
 
-@jit(reorder=True, cache=False)
+@jit(reorder=True, helper=True)
 def panel_q4(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
     """``Products.panel`` for four bits."""
     result, factors, begin = floats_at(out, PANEL), floats_at(scales, groups), ints_at(sums, groups)

@@ -51,25 +51,25 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@jit(cache=False)
+@jit(helper=True)
 def floats_at(address, count):  # type: ignore[no-untyped-def]
     """``count`` float32 at an address, as an array."""
     return numba.carray(pointer(address), (count,), np.float32)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def ints_at(address, count):  # type: ignore[no-untyped-def]
     """``count`` int32 at an address, as an array."""
     return numba.carray(pointer(address), (count,), np.int32)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def shorts_at(address, count):  # type: ignore[no-untyped-def]
     """``count`` uint16 at an address, as an array."""
     return numba.carray(pointer(address), (count,), np.uint16)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def bytes_at(address, count):  # type: ignore[no-untyped-def]
     """``count`` int8 at an address, as an array."""
     return numba.carray(pointer(address), (count,), np.int8)

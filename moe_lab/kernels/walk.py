@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.kernels.choose import by_weight, choose, rank_of
-from moe_lab.kernels.jit import jit
+from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.layer import FINE, NAN_KEEP, NAN_SCORE, NO_EXPERT, RANK, TOKEN_HOOK, TOP_K, opened, remember
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import place, raised
@@ -162,8 +162,8 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
         layer.report[0] = t
         z, w, chosen = logits[t], weights[t], ids[t]
         if t == logits.shape[0] - 1:
-            layer.logits[:] = z
-            layer.before[:] = layer.resident
+            copied(z, layer.logits)
+            copied(layer.resident, layer.before)
         rank_function(z, w, K, layer.resident, layer.routing_state, layer.routing_params, layer.scores)
         n = choose(layer.scores, z, chosen, layer.keys)
         if n <= 0:

@@ -15,6 +15,7 @@ from llvmlite import ir
 
 from moe_lab.errors import SettingError
 from moe_lab.kernels import dots, instructions
+from moe_lab.kernels.jit import jit
 from moe_lab.kernels.panels import BLOCK, products
 from moe_lab.kernels.vectors import INTS
 
@@ -31,6 +32,7 @@ PROCESSORS = {
 EMIT = """
 from numba import types
 from moe_lab.kernels.instructions import chosen
+from moe_lab.kernels.jit import jit
 from moe_lab.kernels.panels import BLOCK, products
 print(chosen())
 for bits in (8, 4):
@@ -133,7 +135,12 @@ def test_a_dot_adds_four_products_to_each_lane(rng, path, bits):
     w[:2], x[:2] = (127 if bits == 8 else 15), [[127] * 4, [-127] * 4]
     w[2], x[2] = (-127 if bits == 8 else 15), -127
     exact = (w.reshape(8, 16, 4) * x[:, None]).sum(-1)
-    panel, above = products(path, bits)
+    multiply, above = products(path, bits)
+
+    @jit(cache=False)
+    def panel(*addresses):
+        multiply(*addresses)
+
     out, one = np.empty(16, np.float32), np.ones(1, np.float32)
     for row in range(8):
         block, bytes = np.zeros(BLOCK[bits], np.uint8), np.zeros(32, np.int8)

@@ -99,11 +99,16 @@ def test_panels_may_be_encoded_in_any_pieces(rng, name):
     np.testing.assert_array_equal(slot, expected)
 
 
+@jit(cache=False)
+def quantised(*arguments):
+    quantise(*arguments)
+
+
 def activations(x, above=8):
     """``quantise`` of x (N,), N a multiple of 32."""
     groups = x.size // 32
     bytes, scales, sums = np.empty(x.size, np.int8), np.empty(groups, np.float32), np.empty(groups, np.int32)
-    quantise(x.ctypes.data, groups, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
+    quantised(x.ctypes.data, groups, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
     return bytes.reshape(-1, 32), scales, sums
 
 

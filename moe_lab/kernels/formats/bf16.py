@@ -16,7 +16,7 @@ from moe_lab.kernels.job import job_of
 from moe_lab.kernels.pointers import shorts_at
 
 
-@jit(cache=False)
+@jit(helper=True)
 def widened(bits):  # type: ignore[no-untyped-def]
     """A bfloat16, given as uint16, is the upper half of a float32."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)

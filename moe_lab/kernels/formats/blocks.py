@@ -84,7 +84,7 @@ def scales_of(blocks: np.ndarray) -> np.ndarray:
     return blocks[..., :SCALES].view(np.float16)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def quantise_vector(x, size, bytes, scales, sums, spare, above):  # type: ignore[no-untyped-def]
     """``quantise`` of ``size`` numbers at address ``x``, the last group filled up; ``spare`` has room for a group."""
     full, left = size // GROUP, size % GROUP
@@ -100,11 +100,11 @@ def block_steps(bits: int, path: str) -> Steps:
     """The steps over numbers of ``bits`` bits, with the products of a path of ``instructions``."""
     (panel, above), size = products(path, bits), BLOCK[bits]
 
-    @jit(cache=False)
+    @jit(helper=True)
     def prepare(job):  # type: ignore[no-untyped-def]
         quantise_vector(job[X], job[WIDTH], job[X_BYTES], job[X_SCALES], job[X_SUMS], job[PART], above)
 
-    @jit(cache=False)
+    @jit(helper=True)
     def up(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
         """Rows ``begin`` (a multiple of 32) to ``end``, and their bytes for down."""
         groups, deep = filled(job[WIDTH], GROUP) // GROUP, filled(job[HIDDEN], GROUP)
@@ -120,7 +120,7 @@ def block_steps(bits: int, path: str) -> Steps:
         quantise(h + 4 * begin, filled(end, GROUP) // GROUP - group, job[H_BYTES] + k * deep + begin,
                  job[H_SCALES] + place, job[H_SUMS] + place, above)
 
-    @jit(cache=False)
+    @jit(helper=True)
     def down(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
         """Rows ``begin`` (a multiple of 16) to ``end``."""
         D, F = job[WIDTH], job[HIDDEN]

@@ -24,7 +24,7 @@ _SOURCES = {np.dtype(np.float32): (F32_SOURCE, 4), np.dtype(np.uint16): (BF16_SO
             np.dtype(np.float16): (F16_SOURCE, 2)}
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _read_some(source, kind, count, values):  # type: ignore[no-untyped-def]
     """values (32,) float32 = ``count`` numbers at address ``source``, the rest zeros."""
     values[:] = 0
@@ -44,7 +44,7 @@ def _panel_writer(bits: int, write_group: Callable[..., Any]) -> Callable[..., A
     writes scale and numbers of one row into the block at that address."""
     size = BLOCK[bits]
 
-    @jit(cache=False)
+    @jit(helper=True)
     def panel(source, kind, item, row, rows, columns, target, values):  # type: ignore[no-untyped-def]
         """Panel of rows ``row`` to ``row`` + 16 of a matrix (rows, columns) at address ``source``; values (32,) float32
         is scratch."""

@@ -14,7 +14,7 @@ from moe_lab.kernels.job import job_of
 from moe_lab.kernels.pointers import floats_at
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _as_it_is(x):  # type: ignore[no-untyped-def]
     return x
 

@@ -19,7 +19,7 @@ from moe_lab.kernels.formats.encode import encode_matrix, matrix_encoder
 from moe_lab.kernels.formats.quantised import Code
 from moe_lab.kernels.groups import quantise
 from moe_lab.kernels.instructions import NEEDS, chosen
-from moe_lab.kernels.jit import jit
+from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.job import GROUP, PANEL
 from moe_lab.kernels.panels import BLOCK, products
 
@@ -102,15 +102,15 @@ def vector_product(bits: int, path: str) -> Callable[..., Any]:
     panel, above = products(path, bits)
     size = BLOCK[bits]
 
-    @jit(cache=False)
+    @jit(helper=True)
     def product(m, x, y):  # type: ignore[no-untyped-def]
         groups, at = m.blocks.shape[1], m.blocks.ctypes.data
-        m.x[: x.size] = x
+        copied(x, m.x)
         bytes, scales, sums = m.bytes.ctypes.data, m.scales.ctypes.data, m.sums.ctypes.data
         quantise(m.x.ctypes.data, groups, bytes, scales, sums, above)
         for p in range(m.blocks.shape[0]):
             panel(at + p * groups * size, groups, bytes, scales, sums, m.y.ctypes.data + 64 * p)
-        y[:] = m.y[: y.size]
+        copied(m.y[: y.size], y)
 
     return product
 

@@ -44,13 +44,13 @@ TINY = np.float32(1e-7)
 _f = np.float32
 
 
-@jit(cache=False, inline=True)
+@jit(inline=True)
 def _numbers(values, factor):  # type: ignore[no-untyped-def]
     """The numbers nearest to values * ``factor``."""
     return within_nibble(rounded(mul(values, factor)))
 
 
-@jit(cache=False, inline=True)
+@jit(inline=True)
 def _fitting(first, second):  # type: ignore[no-untyped-def]
     """The scale that leaves the smallest squared error of those tried; some value is not zero."""
     high, low = largest(first, second), largest(negative(first), negative(second))
@@ -65,7 +65,7 @@ def _fitting(first, second):  # type: ignore[no-untyped-def]
     return best_cross / best_square
 
 
-@jit(cache=False, inline=True)
+@jit(inline=True)
 def write_group(first, second, block, row):  # type: ignore[no-untyped-def]
     """See ``Code``."""
     top = largest_magnitude(first, second)

@@ -22,7 +22,7 @@ BITS = 8
 _f = np.float32
 
 
-@jit(cache=False, inline=True)
+@jit(inline=True)
 def write_group(first, second, block, row):  # type: ignore[no-untyped-def]
     """See ``Code``."""
     half = ceiling_f16(_f(largest_magnitude(first, second) / _f(127)))

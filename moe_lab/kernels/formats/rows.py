@@ -19,7 +19,7 @@ from moe_lab.kernels.job import ACTIVATION, GATES, GROUP, HIDDEN, OUT, WIDTH, H,
 from moe_lab.kernels.pointers import floats_at
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _prepare(job):  # type: ignore[no-untyped-def]
     """x is taken as it is."""
 
@@ -27,14 +27,14 @@ def _prepare(job):  # type: ignore[no-untyped-def]
 def row_steps(name: str, weights_at: Callable[..., Any], item_bytes: int, widen: Callable[..., Any]) -> Steps:
     """The steps over numbers of ``item_bytes``: ``weights_at(address, count)`` is an array, ``widen`` makes float32."""
 
-    @jit(reorder=True, cache=False)
+    @jit(reorder=True, helper=True)
     def dot(w, x):  # type: ignore[no-untyped-def]
         total = np.float32(0)
         for k in range(x.size):
             total += widen(w[k]) * x[k]
         return total
 
-    @jit(reorder=True, cache=False)
+    @jit(reorder=True, helper=True)
     def dot_pair(v, w, x):  # type: ignore[no-untyped-def]
         first, second = np.float32(0), np.float32(0)
         for k in range(x.size):
@@ -42,7 +42,7 @@ def row_steps(name: str, weights_at: Callable[..., Any], item_bytes: int, widen:
             second += widen(w[k]) * x[k]
         return first, second
 
-    @jit(cache=False)
+    @jit(helper=True)
     def up(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
         D, F = job[WIDTH], job[HIDDEN]
         place = 4 * k * filled(F, GROUP)
@@ -52,7 +52,7 @@ def row_steps(name: str, weights_at: Callable[..., Any], item_bytes: int, widen:
             h[r], u[r] = dot_pair(gates[r * D : (r + 1) * D], ups[r * D : (r + 1) * D], x)
         gated(h[begin:end], u[begin:end], job[ACTIVATION])
 
-    @jit(cache=False)
+    @jit(helper=True)
     def down(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
         D, F = job[WIDTH], job[HIDDEN]
         h, out = floats_at(job[H] + 4 * k * filled(F, GROUP), F), floats_at(job[OUT], D)

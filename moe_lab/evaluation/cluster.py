@@ -71,7 +71,7 @@ class Cluster:
             ClusterError: the cluster went away, a job killed several workers, or the workers' sources are others.
         """
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"}):
-            futures = {self._client.submit(_done, work, code(), _Packed(own), *shared, pure=False): place
+            futures = {self._client.submit(_done, work, sources(), _Packed(own), *shared, pure=False): place
                        for place, (shared, own) in enumerate(jobs)}
         waiting, seen = set(futures), time.monotonic()
         while waiting:
@@ -126,9 +126,14 @@ class Cluster:
                             "what was finished is kept")
 
 
-def _done(work: Callable[..., Any], sources: str, own: _Packed, *shared: Any) -> tuple[Any, MoELabError | None]:
+def sources() -> str:
+    """A hash of all of this package that the figures hang on; its own policies travel by name."""
+    return code("evaluation/*.py", "eviction/*.py", "routing/*.py")
+
+
+def _done(work: Callable[..., Any], here: str, own: _Packed, *shared: Any) -> tuple[Any, MoELabError | None]:
     """On a worker: do the work, and bring an error of ours back as an answer."""
-    if code() != sources:
+    if sources() != here:
         raise ClusterError("a worker has other sources of moe-lab than this program, and its figures might differ; "
                            "install the same version there")
     try:

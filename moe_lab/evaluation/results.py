@@ -149,11 +149,11 @@ def _checkpoint(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 @cache
-def code() -> str:
-    """A hash of the sources that make the figures."""
+def code(*more: str) -> str:
+    """A hash of the sources that make a sweep's figures, and of those that ``more`` patterns name."""
     root = Path(moe_lab.__file__).parent
     whole = hashlib.blake2b(digest_size=16)
-    for pattern in _MEASURING:
+    for pattern in (*_MEASURING, *more):
         for path in sorted(root.glob(pattern)):
             whole.update(path.read_bytes())
     return whole.hexdigest()

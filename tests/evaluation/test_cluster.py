@@ -243,7 +243,7 @@ def test_without_distributed_the_extra_is_named(trace: ml.Trace, monkeypatch: py
 
 
 def test_other_sources_on_a_worker_are_refused(threads: Any, trace: ml.Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spreading, "code", iter(["here", *["there"] * 9]).__next__)
+    monkeypatch.setattr(spreading, "sources", iter(["here", *["there"] * 9]).__next__)
     with pytest.raises(ClusterError, match="other sources of moe-lab"):
         list(spreading.Cluster(threads).spread(count, [((), (trace, Task(None, (4,))))]))
 

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,15 @@ BOTTLENECK = 0.5
 PROMPT, BLOCK, DRAWS = 256, 16, 2000
 FAST = 1e12
 """Bytes a second of a disk that never makes anyone wait."""
+
+
+class Run(NamedTuple):
+    """Seconds of each decoded token; seconds of waiting, misses and hits of all of them."""
+
+    seconds: list[float]
+    waited_s: float
+    misses: int
+    hits: int
 
 
 def measure(bench: Bench, main: Values) -> Values:
@@ -59,14 +69,14 @@ def _row(bench: Bench, world: str, rate: str | None, best: Values) -> Values:
         return {"world": world, "bandwidth": None if rate is None else speed, "setting": curves.words(best),
                 "format": engine.format.name, "expert_bytes": size, "threads": torch.get_num_threads(),
                 **{name: _summary(run) for name, run in runs.items()},
-                "ratio": _ratio(runs["lru"]["seconds"], runs["prior"]["seconds"])}
+                "ratio": _ratio(runs["lru"].seconds, runs["prior"].seconds)}
     finally:
         engine.close()
 
 
 def _decode(engine: ml.Engine, disk: ml.Disk, policy: RoutingPolicy, prompt: Sequence[int], ids: Sequence[int],
-            bandwidth: float) -> dict[str, list[float]]:
-    """Seconds, seconds of waiting, misses and hits of each token of ``ids``, after a prompt at full speed.
+            bandwidth: float) -> Run:
+    """Decode ``ids`` one by one after a prompt at full speed.
 
     A token takes the way that it takes in ``engine.stream``.
     """
@@ -75,10 +85,11 @@ def _decode(engine: ml.Engine, disk: ml.Disk, policy: RoutingPolicy, prompt: Seq
     engine.cache.reset()
     disk.bandwidth = FAST
     past = engine.new_past()
-    found: dict[str, list[float]] = {"seconds": [], "waited": [], "loads": [], "hits": []}
+    seconds = []
     with torch.inference_mode():
         engine.hf(input_ids=torch.tensor([list(prompt)]), past_key_values=past, use_cache=True, logits_to_keep=1)
         lean = engine.lean_decode(past, len(prompt) + len(ids) + 1)
+        before = engine.stats.decode
         disk.bandwidth = bandwidth
         for token in ids:
             began = time.perf_counter()
@@ -87,19 +98,16 @@ def _decode(engine: ml.Engine, disk: ml.Disk, policy: RoutingPolicy, prompt: Seq
             else:
                 with engine.one_pass(rows=1, length=1, cached=True):
                     lean(token)
-            found["seconds"].append(time.perf_counter() - began)
-            counts, _ = engine.last_pass
-            found["waited"].append(counts.times.read_s)
-            found["loads"].append(counts.misses)
-            found["hits"].append(counts.hits)
-    return found
+            seconds.append(time.perf_counter() - began)
+    after = engine.stats.decode
+    waited = after.times.read_s - before.times.read_s
+    return Run(seconds, waited, after.misses - before.misses, after.hits - before.hits)
 
 
-def _summary(run: dict[str, list[float]]) -> Values:
-    seconds, loads, hits = sum(run["seconds"]), sum(run["loads"]), sum(run["hits"])
-    return {"tokens_per_s": len(run["seconds"]) / seconds, "waiting": sum(run["waited"]) / seconds,
-            "median_s": statistics.median(run["seconds"]), "loads_per_token": loads / len(run["loads"]),
-            "miss_rate": loads / (loads + hits)}
+def _summary(run: Run) -> Values:
+    tokens, total = len(run.seconds), sum(run.seconds)
+    return {"tokens_per_s": tokens / total, "waiting": run.waited_s / total, "median_s": statistics.median(run.seconds),
+            "loads_per_token": run.misses / tokens, "miss_rate": run.misses / (run.misses + run.hits)}
 
 
 def _ratio(slow: Sequence[float], fast: Sequence[float]) -> list[float]:

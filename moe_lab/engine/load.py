@@ -10,9 +10,10 @@ from tqdm.auto import tqdm
 from moe_lab.cache import ExpertCache, slots_for
 from moe_lab.engine.engine import Engine
 from moe_lab.engine.setup import Setup
+from moe_lab.engine.warm import warm_up
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
-from moe_lab.kernels import instructions
+from moe_lab.kernels import crew, instructions
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
@@ -71,6 +72,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if part not in FORMATS:
         raise SettingError(f"dense={dense!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
     instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
+    crew.shared()                   # and what MOE_LAB_THREADS asks for and is no number of threads
     for policy in (chosen_routing, chosen_eviction):
         check_layers(policy, spec.L)
     slots = slots_for(cache, spec, name)
@@ -88,6 +90,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     ]
     experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
                           Readers(store, disk))
+    warm_up(format, chosen_routing, chosen_eviction, spec.top_k, spec.top_k * spec.expert_bytes[name])
     if slots == spec.experts:
         with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:
             for loaded in experts.preload():

@@ -427,10 +427,10 @@ def test_the_theme_changes_live_and_the_legend_with_the_map(board):
     look = """() => { const l = [...document.querySelectorAll('.moelab .legend canvas')].map(c => [...c.getContext('2d').getImageData(c.width - 4, c.height - 4, 1, 1).data]);
         return { dark: document.querySelector('.moelab').classList.contains('dark'), legend: l }; }"""
     def change(theme):
-        """And wait for the style sheet: JupyterLab stumbles over its own if hurried."""
+        """And wait for the style sheet and the end of the splash: JupyterLab stumbles over its own if hurried."""
         board.page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', { theme: `JupyterLab ${t}` })", theme)
         board.until("t => { const l = [...document.querySelectorAll('link')].filter(l => l.href.includes('/themes/')); "
-                    "return l.length === 1 && l[0].sheet && l[0].href.includes(`theme-${t.toLowerCase()}-`); }", theme)
+                    "return l.length === 1 && l[0].sheet && l[0].href.includes(`theme-${t.toLowerCase()}-`) && !document.querySelector('#jupyterlab-splash'); }", theme)
         board.until("d => document.querySelector('.moelab').classList.contains('dark') === d", theme == "Dark")
 
     light = board.page.evaluate(look)
@@ -445,7 +445,6 @@ def test_the_theme_changes_live_and_the_legend_with_the_map(board):
     assert light["legend"][2] == [204, 84, 0, 255]
 
 
-@pytest.mark.xfail(reason="seen to fail on a loaded machine: a renewed picture moves the board for a moment", strict=False)
 def test_nothing_jumps_when_a_run_starts_and_pauses(board):
     top = "() => [...document.querySelectorAll('.moelab > *')].map(e => Math.round(e.getBoundingClientRect().height))"
     before = board.page.evaluate(top)
@@ -506,7 +505,6 @@ controls.shipped = _shipped
     board.do("fast.close()")
 
 
-@pytest.mark.xfail(reason="seen to fail on a loaded machine: a renewed picture moves the board for a moment", strict=False)
 def test_renewing_the_saved_picture_leaves_one_live_view_and_no_jump(board):
     running(board, 5)
     heights = "() => { window.__h = []; window.__o = setInterval(() => window.__h.push(document.querySelector('.moelab')?.closest('.jp-OutputArea-output')?.offsetHeight ?? 0), 5); }"
@@ -610,7 +608,6 @@ def test_a_page_that_reloads_gets_everything_back(board, figure):
     board.until("w => document.querySelector('.moelab .text').textContent === 'def fibonacci(n):' + w", text)
 
 
-@pytest.mark.xfail(reason="seen to fail on a loaded machine: the renewed picture comes late", strict=False)
 def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, jupyter):
     running(board, 30)
     press(board, "stop")

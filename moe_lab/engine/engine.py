@@ -170,6 +170,11 @@ class Engine:
         """The checkpoint's weight files."""
         return tuple(str(path) for path in self._experts.readers.store.plan.files)
 
+    @property
+    def miss_bytes(self) -> int:
+        """Bytes that one miss reads from the files, whatever an expert takes in a slot."""
+        return self._experts.readers.store.plan.expert_bytes
+
     def disk_rate(self, reads: int = 32) -> float:
         """Bytes a second of the simulated disk, or as ``reads`` experts come from the real one (from the page cache,
         where the files lie there)."""
@@ -277,7 +282,7 @@ class Engine:
             return ["nothing has been generated yet"]
         position = t.token - 1 if step is None else step.position
         return explanation.sentences(t.ring, position, t.token, self.spec.top_k,
-                                     self.spec.expert_bytes[self.format.name], self.spec.layers)
+                                     self.miss_bytes, self.spec.layers)
 
     def ranking(self, layer: int) -> Ranking | None:
         """Where the experts of MoE layer ``layer`` (0 to L - 1) stood at the last token: a ``Ranking`` of places before

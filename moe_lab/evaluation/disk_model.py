@@ -68,7 +68,7 @@ class DiskModel:
             steps = list(engine.stream(list(prompt), max_new_tokens=room, stop_at_end=False))
             compute_s = statistics.median(step.times.total_s - step.times.read_s for step in steps[_WARM:])
         disk = engine.disk
-        return cls(engine.disk_rate(), engine.spec.expert_bytes[engine.format.name], parse_seconds(compute_s),
+        return cls(engine.disk_rate(), engine.miss_bytes, parse_seconds(compute_s),
                    disk.latency if disk is not None else 0.0, disk is not None)
 
     def seconds(self, loads: float, waits: float) -> float:

@@ -40,9 +40,13 @@ def test_an_engine_says_its_format_and_that_it_is_lossy(engine, name):
 
 def test_bytes_read_are_the_files_and_bytes_touched_the_slots(engine, name):
     size, in_file = engine.spec.expert_bytes[name], 3 * 64 * 48 * 4
-    for step in list(engine.stream(PROMPT, max_new_tokens=20))[1:]:
+    steps = list(engine.stream(PROMPT, max_new_tokens=20))[1:]
+    first_miss = next(step for step in steps if step.misses)
+    for step in steps:
         assert step.read_bytes == step.misses * in_file
         assert step.touched_bytes == engine._touched_dense + 3 * 2 * size
+    assert engine.miss_bytes == in_file
+    assert any("one read of 36.0 KiB" in line for line in engine.explain(first_miss))
 
 
 def test_slots_hold_what_the_file_quantises_to(engine, name):

@@ -415,8 +415,8 @@ let serial = 0;
 
 /** Name, state, exactness and disk. @param {Board} b @returns {Pane} */
 function header(b) {
-  const name = h("span", { class: "name" }), facts = h("span", { class: "soft" }), word = h("span", { class: "word" }), more = h("span", { class: "soft" });
-  const el = h("header", {}, h("div", {}, name, facts), h("div", { class: "status", role: "status" }, h("span", { class: "lamp", "aria-hidden": "true" }), word, more));
+  const name = h("span", { class: "name" }), facts = h("span", { class: "soft" }), word = h("span", { class: "word" }), more = h("div", { class: "soft wide" });
+  const el = h("header", {}, h("div", {}, name, facts), h("div", { class: "status", role: "status" }, h("span", { class: "lamp", "aria-hidden": "true" }), word), more);
   return { el: [el], draw(why) {
     if (!why.traits) return;
     const m = b.model.get("model");

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_lab.kernels import halves
+from moe_lab.kernels import crew, halves
 from moe_lab.kernels.activation import ROUND, ROUND_BITS
 from moe_lab.kernels.formats import FORMATS, Quantised, q4, q8
 from moe_lab.kernels.formats.blocks import in_panels, matrices, out_of_panels, scales_of
+from moe_lab.kernels.formats.encode import encode_expert
 from moe_lab.kernels.groups import quantise, quantise_slow
 from moe_lab.kernels.instructions import possible
 from moe_lab.kernels.jit import jit
@@ -89,14 +90,15 @@ def test_a_group_without_a_scale_decodes_to_nan_and_no_other_does(rng, name, poi
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_panels_may_be_encoded_in_any_pieces(rng, name):
-    format, (D, F) = FORMATS[name], (130, 70)
+def test_an_expert_encoded_by_several_threads_has_the_same_bytes(rng, name):
+    format, (D, F) = FORMATS[name], (130, 1070)
     parts = random_parts(rng, D, F)
-    expected, slot = encoded(format, parts), np.zeros(format.slot_bytes(D, F), np.uint8)
-    for begin in (13, 0, 8, 4):                             # 10 panels of gate and up, 9 of down
-        end = {13: 19, 0: 4, 8: 13, 4: 8}[begin]
-        format._encode(*(part.ctypes.data for part in parts), 0, 4, D, F, slot.ctypes.data, begin, end)
-    np.testing.assert_array_equal(slot, expected)
+    expected, helpers = encoded(format, parts), crew.Crew(3)
+    for _ in range(20):
+        slot = np.zeros(format.slot_bytes(D, F), np.uint8)
+        encode_expert(format._encode, helpers.address, *parts, slot)
+        np.testing.assert_array_equal(slot, expected)
+    helpers.dismiss()
 
 
 @jit(cache=False)

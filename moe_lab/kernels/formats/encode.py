@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 
+from moe_lab.kernels.crew import run
 from moe_lab.kernels.formats.blocks import counts
 from moe_lab.kernels.halves import widened_f16
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.job import GROUP, PANEL, filled
+from moe_lab.kernels.job import GROUP, PANEL, filled, whole
 from moe_lab.kernels.panels import BLOCK
-from moe_lab.kernels.pointers import floats_at, shorts_at
+from moe_lab.kernels.pointers import floats_at, pointer, shorts_at
 from moe_lab.kernels.vectors import load_bf16, load_f32
+
+FIELDS = ("gate", "up", "down", "slot", "width", "hidden", "kind", "item")
+"""Words that say what is to be quantised: addresses, sizes, and the type of the numbers and its bytes."""
+GATE, UP, DOWN, SLOT, WIDTH, HIDDEN, KIND, ITEM = range(len(FIELDS))
+PIECE = 8
+"""Panels of a piece."""
 
 F32_SOURCE, BF16_SOURCE, F16_SOURCE = range(3)
 _SOURCES = {np.dtype(np.float32): (F32_SOURCE, 4), np.dtype(np.uint16): (BF16_SOURCE, 2),
@@ -77,22 +85,24 @@ def matrix_encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., 
     return encode
 
 
-def encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel that quantises panels ``begin`` to ``end`` of an expert, counted as they lie in the slot."""
+def expert_encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that quantises a piece of an expert, ``(address of FIELDS, number)``: panels as a slot has them."""
     panel, size = _panel_writer(bits, write_group), BLOCK[bits]
 
     @jit(name=f"encode q{bits}")
-    def encode(gate, up, down, kind, item, D, F, slot, begin, end):  # type: ignore[no-untyped-def]
+    def encode(address, number):  # type: ignore[no-untyped-def]
+        f = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        D, F, kind, item, slot = f[WIDTH], f[HIDDEN], f[KIND], f[ITEM], f[SLOT]
         values = np.empty(GROUP, dtype=np.float32)
-        pairs = 2 * (filled(F, PANEL) // PANEL)
+        pairs, downs = 2 * (filled(F, PANEL) // PANEL), filled(D, PANEL) // PANEL
         across, within = size * (filled(D, GROUP) // GROUP), size * (filled(F, GROUP) // GROUP)
-        for p in range(begin, end):
+        for p in range(PIECE * number, min(PIECE * (number + 1), pairs + downs)):
             if p < pairs:
-                source = gate if p % 2 == 0 else up
+                source = f[GATE] if p % 2 == 0 else f[UP]
                 panel(source, kind, item, PANEL * (p // 2), F, D, slot + across * p, values)
             else:
                 target = slot + across * pairs + within * (p - pairs)
-                panel(down, kind, item, PANEL * (p - pairs), D, F, target, values)
+                panel(f[DOWN], kind, item, PANEL * (p - pairs), D, F, target, values)
 
     return encode
 
@@ -107,13 +117,14 @@ def encode_matrix(kernel: Callable[..., Any], matrix: np.ndarray, bits: int) -> 
     return blocks
 
 
-def encode_whole(kernel: Callable[..., Any], gate: np.ndarray, up: np.ndarray, down: np.ndarray,
-                 slot: np.ndarray) -> None:
-    """Quantise an expert in one piece. Matrices of float32, of float16, or of bfloat16 bits (uint16) are read as they
-    lie; others are made float32 first."""
+def encode_expert(piece: int, crew: int, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
+    """Quantise an expert with the function at ``piece`` (an ``expert_encoder``'s) and a crew (its address, 0: alone).
+
+    Matrices of float32, of float16, or of bfloat16 bits (uint16) are read as they lie; others are made float32 first.
+    """
     F, D = gate.shape
     alike = gate.dtype in _SOURCES and gate.dtype == up.dtype == down.dtype
     parts = [np.ascontiguousarray(part, part.dtype if alike else np.float32) for part in (gate, up, down)]
-    kind, item = _SOURCES[parts[0].dtype]
     panels = 2 * counts(F, D)[0] + counts(D, F)[0]
-    kernel(*(part.ctypes.data for part in parts), kind, item, D, F, slot.ctypes.data, 0, panels)
+    job = np.array([*(part.ctypes.data for part in parts), slot.ctypes.data, D, F, *_SOURCES[parts[0].dtype]], np.int64)
+    run(crew, job.ctypes.data, piece, whole(panels, PIECE) // PIECE, 0)

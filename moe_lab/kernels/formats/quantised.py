@@ -25,7 +25,7 @@ from moe_lab.kernels.formats.blocks import (
     scales_of,
     slot_bytes,
 )
-from moe_lab.kernels.formats.encode import encode_whole, encoder
+from moe_lab.kernels.formats.encode import encode_expert, expert_encoder
 from moe_lab.kernels.groups import quantise_slow
 from moe_lab.kernels.instructions import chosen
 from moe_lab.kernels.job import job_of
@@ -43,7 +43,7 @@ class Code(NamedTuple):
     error: float
     """Bound of the relative RMS error of an expert's output, on normal weights and activations."""
     write_group: Callable[..., Any]
-    """Kernel: see ``encode.encoder``."""
+    """Kernel: writes a group, see ``encode``."""
     quantise: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     """The twin: numbers (panels, 16, groups, 32) int8 and scales (panels, groups, 16) float16 of a matrix."""
     numbers_of: Callable[[np.ndarray], np.ndarray]
@@ -71,8 +71,8 @@ class Quantised:
         return self._path or chosen()
 
     @functools.cached_property
-    def _encode(self) -> Callable[..., Any]:
-        return _encoder(self.code)
+    def _encode(self) -> int:
+        return _encode_piece(self.code)
 
     @functools.cached_property
     def _token(self) -> Token:
@@ -88,7 +88,7 @@ class Quantised:
 
     def encode(self, gate: np.ndarray, up: np.ndarray, down: np.ndarray, slot: np.ndarray) -> None:
         """See ``Format``."""
-        encode_whole(self._encode, gate, up, down, slot)
+        encode_expert(self._encode, shared().address if slot.size >= SMALL else 0, gate, up, down, slot)
 
     def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See ``Format``."""
@@ -135,8 +135,9 @@ class Quantised:
 
 
 @functools.cache
-def _encoder(code: Code) -> Callable[..., Any]:
-    return encoder(code.bits, code.write_group)
+def _encode_piece(code: Code) -> int:
+    """The address of what quantises a piece of an expert."""
+    return address_of(expert_encoder(code.bits, code.write_group), SIGNATURES["work"])
 
 
 @functools.cache

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_lab.kernels.dense import GatedFFN, Weights, add, dot, gated_ffn, product, rms_norm, stored, value
+from moe_lab.kernels.dense import GatedFFN, Weights, add, gated_ffn, product, rms_norm
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.stored import dot, stored, value
 
 _f = np.float32
 
@@ -68,7 +69,7 @@ class Room(NamedTuple):
     """(2 F + D,) for the largest dense FFN."""
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _prepare(raw, bias, norm, eps, limit):  # type: ignore[no-untyped-def]
     """Bias, norm and clipping of projected queries, keys or values ``raw`` (heads, S), in place."""
     flat = raw.reshape(raw.size)
@@ -83,7 +84,7 @@ def _prepare(raw, bias, norm, eps, limit):  # type: ignore[no-untyped-def]
             flat[i] = min(max(flat[i], -limit), limit)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _rotate(heads, cos, sin):  # type: ignore[no-untyped-def]
     """Rotary embedding of each head of (heads, S), in place; cos and sin (S,) of the position."""
     half = heads.shape[1] // 2
@@ -95,7 +96,7 @@ def _rotate(heads, cos, sin):  # type: ignore[no-untyped-def]
             row[i + half] = b * cos[i + half] + a * sin[i + half]
 
 
-@jit(reorder=True, cache=False)
+@jit(reorder=True, helper=True)
 def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
     """out (S,) = softmax(keys @ q / sqrt(S)) @ values over ``n`` tokens; keys and values (N, S)."""
     scale, top = _f(1 / math.sqrt(q.size)), _f(-np.inf)
@@ -113,7 +114,7 @@ def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
             out[i] += share * value(row[i])
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _attend(x, a, cos, sin, keys, values, t, room):  # type: ignore[no-untyped-def]
     """x (D,) += attention of the token at position ``t``; its keys and values are stored in (G, N, S)."""
     eps, limit = a.eps[0], a.eps[1]

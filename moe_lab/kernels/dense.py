@@ -17,6 +17,7 @@ from numba.extending import overload
 from moe_lab.kernels.activation import gated
 from moe_lab.kernels.formats.matrix import Matrix, vector_product
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.stored import dot, value
 
 _f = np.float32
 
@@ -37,48 +38,7 @@ class GatedFFN(NamedTuple):
     """(D,) float32: the output is multiplied by sigmoid(door . x). Empty: it is not."""
 
 
-def value(bits):  # type: ignore[no-untyped-def]
-    """A stored number as float32: float32 as it is, bfloat16 bits (uint16) widened."""
-    return bits if isinstance(bits, np.float32) else (np.uint32(bits) << np.uint32(16)).view(np.float32)
-
-
-@overload(value, inline="always")
-def _value(bits):  # type: ignore[no-untyped-def]
-    if bits == types.uint16:
-        return lambda bits: np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-    return lambda bits: bits
-
-
-def stored(number, like):  # type: ignore[no-untyped-def]
-    """A float32 as a place of the type of ``like`` holds it: itself, or rounded to the nearest bfloat16 (uint16)."""
-    return number if isinstance(like, np.float32) else _round_bf16(number)
-
-
-@overload(stored)
-def _stored(number, like):  # type: ignore[no-untyped-def]
-    if like == types.uint16:
-        return lambda number, like: _round_bf16(number)
-    return lambda number, like: number
-
-
-@jit(cache=False)
-def _round_bf16(x):  # type: ignore[no-untyped-def]
-    bits = _f(x).view(np.uint32)
-    if x != x:
-        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@jit(reorder=True, cache=False)
-def dot(w, x):  # type: ignore[no-untyped-def]
-    """Sum of w[k] * x[k]."""
-    total = _f(0)
-    for k in range(x.size):
-        total += value(w[k]) * x[k]
-    return total
-
-
-@jit(reorder=True, cache=False)
+@jit(reorder=True, helper=True)
 def _four_dots(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
     a, b, c, d = _f(0), _f(0), _f(0), _f(0)
     for k in range(x.size):
@@ -90,7 +50,7 @@ def _four_dots(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
     return a, b, c, d
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _rows_product(w, x, y):  # type: ignore[no-untyped-def]
     whole = w.shape[0] - w.shape[0] % 4
     for r in range(0, whole, 4):
@@ -111,14 +71,14 @@ def _product(w, x, y):  # type: ignore[no-untyped-def]
     return lambda w, x, y: kernel(w, x, y)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def add(y, b):  # type: ignore[no-untyped-def]
     """y += b, where there is a b."""
     for i in range(b.size):
         y[i] += b[i]
 
 
-@jit(reorder=True, cache=False)
+@jit(reorder=True, helper=True)
 def rms_norm(x, weight, eps, y):  # type: ignore[no-untyped-def]
     """y = weight * x / sqrt(mean(x * x) + eps); y may be x."""
     total = _f(0)
@@ -129,7 +89,7 @@ def rms_norm(x, weight, eps, y):  # type: ignore[no-untyped-def]
         y[i] = weight[i] * (x[i] * scale)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def gated_ffn(x, m, activation, h, y):  # type: ignore[no-untyped-def]
     """y (D,) += the ``GatedFFN`` ``m`` of x (D,); h (at least 2 F + D,) float32 is scratch."""
     F, D = m.gate.shape[0], m.gate.shape[1]

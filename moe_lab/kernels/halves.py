@@ -1,6 +1,7 @@
-"""float16 in kernels: widened and narrowed by integer arithmetic, since not every processor has the instructions.
+"""float16 and bfloat16 in kernels: widened and narrowed by integer arithmetic, as not every processor can do it.
 
-Knows bits. numba has no float16 on a CPU; a float16 is its uint16 bits here. The twins are NumPy's own casts.
+Knows bits. numba has neither on a CPU; here each is its uint16 bits. The twins are NumPy's own casts, and
+``formats.bf16``'s.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def nearest_f16(x):  # type: ignore[no-untyped-def]
         return np.uint16(sign | _i(shifted.view(_i) - _i(0x4B400000)))
     rounded = _i(_i(size + _i(0xFFF) + _i(_i(size >> _i(13)) & _i(1))) - _i(0x38000000)) >> _i(13)
     return np.uint16(sign | min(_i(rounded), _HALF_INFINITY))
+
+
+@jit(helper=True)
+def widened_bf16(bits):  # type: ignore[no-untyped-def]
+    """A bfloat16, given as uint16, is the upper half of a float32."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@jit(helper=True)
+def nearest_bf16(x):  # type: ignore[no-untyped-def]
+    """The bfloat16 nearest to a float32, ties to even, as uint16; a NaN stays one."""
+    bits = _f(x).view(np.uint32)
+    if x != x:
+        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @jit(helper=True)

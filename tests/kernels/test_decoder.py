@@ -7,9 +7,10 @@ import pytest
 
 from moe_lab.kernels.decoder import Attention, Room, dense_layer, to_router
 from moe_lab.kernels.decoder_slow import attend_slow, gated_ffn_slow, rms_norm_slow, to_router_slow, wide
-from moe_lab.kernels.dense import GatedFFN, head, look_up, stored, value
+from moe_lab.kernels.dense import GatedFFN, head, look_up
 from moe_lab.kernels.formats.bf16 import round_bf16
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.stored import stored, value
 
 D, H, S, N, E, F = 24, 4, 6, 9, 7, 10
 NONE = np.empty(0, np.float32)

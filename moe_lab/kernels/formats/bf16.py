@@ -11,18 +11,10 @@ from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.expert import ONE, Token, rows_kernel
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
-from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import job_of
 from moe_lab.kernels.pointers import shorts_at
 
-
-@jit(helper=True)
-def widened(bits):  # type: ignore[no-untyped-def]
-    """A bfloat16, given as uint16, is the upper half of a float32."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-
-
-_STEPS = row_steps("bf16", shorts_at, 2, widened)
+_STEPS = row_steps("bf16", shorts_at, 2)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe_lab.kernels.crew import run
 from moe_lab.kernels.formats.blocks import counts
-from moe_lab.kernels.halves import widened_f16
+from moe_lab.kernels.halves import widened_bf16, widened_f16
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP, PANEL, filled, whole
 from moe_lab.kernels.panels import BLOCK
@@ -43,8 +43,7 @@ def _read_some(source, kind, count, values):  # type: ignore[no-untyped-def]
     else:
         bits = shorts_at(source, count)
         for i in range(count):
-            wide = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
-            values[i] = wide if kind == BF16_SOURCE else widened_f16(bits[i])
+            values[i] = widened_bf16(bits[i]) if kind == BF16_SOURCE else widened_f16(bits[i])
 
 
 def _panel_writer(bits: int, write_group: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,17 +9,10 @@ from moe_lab.kernels.expert import ONE, Token, rows_kernel
 from moe_lab.kernels.formats.bf16 import widen_bf16
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
-from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import job_of
 from moe_lab.kernels.pointers import floats_at
 
-
-@jit(helper=True)
-def _as_it_is(x):  # type: ignore[no-untyped-def]
-    return x
-
-
-_STEPS = row_steps("f32", floats_at, 4, _as_it_is)
+_STEPS = row_steps("f32", floats_at, 4)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 

@@ -1,8 +1,8 @@
 """Experts whose matrices lie as a file has them: gate rows, up rows, down rows, one after the other.
 
-Knows the order of things in such a slot and the products over it, for any type of number that can be widened
-to float32; a file's bytes go straight into it. Plain loops: LLVM makes vector instructions of them on every
-processor, and they read as fast as memory allows. Sums are float32, in an order that is fixed for a machine.
+Knows the order of things in such a slot and the products over it, for any type of number that ``stored`` knows; a
+file's bytes go straight into it. Plain loops: LLVM makes vector instructions of them on every processor, and they read
+as fast as memory allows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from moe_lab.kernels.activation import gated
 from moe_lab.kernels.expert import Steps
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import ACTIVATION, GATES, GROUP, HIDDEN, OUT, WIDTH, H, U, X, filled
 from moe_lab.kernels.pointers import floats_at
+from moe_lab.kernels.stored import dot, dot_pair
 
 
 @jit(helper=True)
@@ -24,23 +23,8 @@ def _prepare(job):  # type: ignore[no-untyped-def]
     """x is taken as it is."""
 
 
-def row_steps(name: str, weights_at: Callable[..., Any], item_bytes: int, widen: Callable[..., Any]) -> Steps:
-    """The steps over numbers of ``item_bytes``: ``weights_at(address, count)`` is an array, ``widen`` makes float32."""
-
-    @jit(reorder=True, helper=True)
-    def dot(w, x):  # type: ignore[no-untyped-def]
-        total = np.float32(0)
-        for k in range(x.size):
-            total += widen(w[k]) * x[k]
-        return total
-
-    @jit(reorder=True, helper=True)
-    def dot_pair(v, w, x):  # type: ignore[no-untyped-def]
-        first, second = np.float32(0), np.float32(0)
-        for k in range(x.size):
-            first += widen(v[k]) * x[k]
-            second += widen(w[k]) * x[k]
-        return first, second
+def row_steps(name: str, weights_at: Callable[..., Any], item_bytes: int) -> Steps:
+    """The steps over numbers of ``item_bytes``: ``weights_at(address, count)`` is an array."""
 
     @jit(helper=True)
     def up(job, weights, k, begin, end):  # type: ignore[no-untyped-def]

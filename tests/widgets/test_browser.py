@@ -209,9 +209,8 @@ def test_every_control_reaches_the_engine_while_it_writes(board):
     page.get_by_label("bandwidth, exact").press("Enter")
     board.until_asked("engine.disk.bandwidth == 321e6")
     assert board.ask("lab.state") == "running"
-    marks = page.locator(f"{BOARD} .marks").text_content()
-    assert "40 slots" in marks
-    assert "aged-lfu" in marks
+    for mark in ("40 slots", "aged-lfu"):
+        board.until("m => document.querySelector('.moelab .marks').textContent.includes(m)", mark)
     page.get_by_label("bandwidth, exact").fill("1000")
     page.get_by_label("bandwidth, exact").press("Enter")
     press(board, "stop")
@@ -609,10 +608,12 @@ def test_a_page_that_reloads_gets_everything_back(board, figure):
 
 
 def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, jupyter):
+    board.clear(0)
+    board.clear(1)
+    board.until("() => !document.querySelector('.moelab')")
     board.write(1, "lab")                                # after a reload JupyterLab renews what is shown since, not before
     board.run(1)
-    board.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")
-    board.clear(0)
+    board.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
     running(board, 30)
     press(board, "stop")
     state(board, "stopped")

@@ -5,7 +5,8 @@
 
 About half an hour on one core. What is measured is kept by its content in ``work/paper``: an interrupted report goes on
 where it was, a repeated one is read (``--fresh`` measures again), and another model or other code is measured anew.
-``--again`` measures nothing: verdicts, page and pictures are made from ``paper.json``.
+``--again`` measures nothing: verdicts, page and pictures are made from ``paper.json``. With a second core free, run
+``--fill prose`` beside it: that measures one world's settings into the same store and writes no page.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from reproduction import accuracy, curves, eviction, floor, head, page, ranks, s
 from reproduction.bench import FULL, QUICK, Bench, Scale, Values
 from tqdm.auto import tqdm
 
-from moe_lab.evaluation.measure import made
+from moe_lab.evaluation.measure import Setting, made
 from moe_lab.evaluation.results import checkpoint
 from moe_lab.pocket.corpus import WORLDS
 
@@ -32,10 +33,14 @@ SWEPT: dict[str, ModuleType] = {"curves": curves, "ranks": ranks, "head": head, 
 """Topics that need points of a sweep."""
 
 
+def plan(bench: Bench, world: str) -> list[Setting]:
+    """The settings that the topics need of one world, each once."""
+    return list(dict.fromkeys(s for topic in SWEPT.values() for s in topic.settings(bench, world)))
+
+
 def measure(bench: Bench) -> Values:
     """The whole report as plain values."""
-    bench.run({world: list(dict.fromkeys(s for topic in SWEPT.values() for s in topic.settings(bench, world)))
-               for world in WORLDS})
+    bench.run({world: plan(bench, world) for world in WORLDS})
     report: Values = {"model": _model(bench), "texts": _texts(bench)}
     with tqdm(total=len(SWEPT) + 5, desc="topics", unit="topic") as bar:
         def done(name: str, values: Values) -> None:
@@ -92,10 +97,13 @@ def write(report: Values, folder: Path) -> list[Path]:
     return [*(folder / name for name in files), *drawn]
 
 
-def _measured(scale: Scale, store: Path, model: str) -> Values:
+def _measured(scale: Scale, store: Path, model: str, fill: str | None) -> Values | None:
     bench = Bench(scale, store, model)
     try:
-        return measure(bench)
+        if fill is None:
+            return measure(bench)
+        bench.run({fill: plan(bench, fill)})
+        return None
     except KeyboardInterrupt:
         raise SystemExit(f"\nstopped; what was measured lies in {store}: the same command goes on from there") from None
     finally:
@@ -112,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the report (docs; with --quick work/paper/quick)")
     parser.add_argument("--store", type=Path, default=ROOT / "work" / "paper", help="folder of results (%(default)s)")
     parser.add_argument("--again", action="store_true", help="measure nothing: make the page from paper.json")
+    parser.add_argument("--fill", choices=WORLDS, help="only measure a world's settings, on another core")
     parser.add_argument("--fresh", action="store_true", help="keep results in a new folder below the store")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     options = parser.parse_args(arguments)
@@ -124,7 +133,10 @@ def main(arguments: list[str] | None = None) -> None:
         report = judge(json.loads((out / "paper.json").read_text(encoding="utf-8")))
     else:
         scale = QUICK if options.quick else dataclasses.replace(FULL, windows=options.windows)
-        report = judge(_measured(scale, store, options.model))
+        values = _measured(scale, store, options.model, options.fill)
+        if values is None:
+            return
+        report = judge(values)
     for path in write(report, out):
         print(f"wrote {path}")
     for claim in report["claims"]:

@@ -41,12 +41,26 @@ def tiny(checkpoint) -> str:
 
 @pytest.fixture(scope="module")
 def made(paper, tiny, tmp_path_factory) -> Path:
-    """A folder with the results (``store``) and the report (``out``) of a quick run without pictures."""
+    """A folder with the results (``store``) and the report (``out``) of a quick run without pictures.
+
+    One world's settings were measured beforehand, as on another core.
+    """
     folder = tmp_path_factory.mktemp("paper")
+    arguments = ["--quick", "--model", tiny, "--store", str(folder / "store"), "--out", str(folder / "out")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "which", lambda _: None)
-        paper.main(["--quick", "--model", tiny, "--store", str(folder / "store"), "--out", str(folder / "out")])
+        paper.main([*arguments, "--fill", "prose"])
+        assert not (folder / "out").exists()
+        filled = _results(folder / "store")
+        paper.main(arguments)
+    assert len(filled) > 10
+    assert all(path.stat().st_mtime_ns == when for path, when in filled.items())
     return folder
+
+
+def _results(store: Path) -> dict[Path, int]:
+    """The files of a store and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

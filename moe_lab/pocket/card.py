@@ -1,8 +1,8 @@
 """The model card: ``python -m moe_lab.pocket.card`` measures a checkpoint and writes its README.md.
 
-Knows which measurements the card needs, what they are called and how the page looks; how each is
-defined stands in ``measure``. All figures also go to ``figures.json`` beside the card, and the page
-is made from them alone, so it can be made again without measuring.
+Knows which measurements the card needs; how each is defined stands in ``measure``, how the page looks in ``page``.
+All figures also go to ``figures.json`` beside the card, and the page is made from them alone, so it can be made again
+without measuring.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,10 @@ from moe_lab import pocket
 from moe_lab.errors import CheckpointError
 from moe_lab.pocket import measure
 from moe_lab.pocket.corpus import WORLDS
-from moe_lab.pocket.measure import Balance, Locality, Loss, Row
+from moe_lab.pocket.figures import Figures, Sample
+from moe_lab.pocket.measure import Balance, Locality, Loss
 
 Say = Callable[[str], None]
-
-LICENCES = {
-    "PSF-2.0": ("python", "python-manual"),
-    "BSD (2 or 3 clauses)": (
-        "numpy", "pandas", "sympy", "networkx", "numba", "llvmlite", "torch", "pygments", "mpmath", "jinja2", "click",
-        "dateutil", "fsspec", "psutil", "httpx", "IPython", "ipywidgets", "traitlets", "jupyter_client",
-        "jupyter_server", "nbformat", "nbclient", "notebook", "ipykernel",
-    ),
-    "MIT": (
-        "pip", "setuptools", "rich", "pydantic", "narwhals", "typer", "anyio", "yaml", "filelock", "jedi", "plotly",
-    ),
-    "Apache-2.0": ("transformers", "huggingface_hub", "packaging", "tornado"),
-    "MPL-2.0 and MIT": ("tqdm",),
-    "GPL-2.0": ("git-manual", "linux-manual"),
-}
-"""Main licence of each source of text."""
 
 PROMPTS = {
     "python": ('def read_lines(path):\n    """', "class Queue:\n"),
@@ -50,55 +34,6 @@ PROMPTS = {
 SAMPLE_TOKENS = 120
 WARMTH = 0.8
 """Temperature of the second sample of each prompt."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model wrote after ``prompt``; ``temperature`` 0 is greedy."""
-
-    world: str
-    prompt: str
-    temperature: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Everything the card says, measured."""
-
-    shape: dict[str, int]
-    training: dict[str, Any]
-    sources: dict[str, dict[str, Any]]
-    losses: dict[str, dict[str, dict[str, Loss]]]
-    """world -> ``excerpt`` | ``all`` -> ``model`` | ``ngram``."""
-    repeats: dict[str, dict[str, float]]
-    """world -> ``excerpt`` | ``all`` -> share of the runs of 32 tokens that the training text holds too."""
-    balance: list[Balance]
-    """Per layer, both worlds together."""
-    locality: dict[str, Locality]
-    overlap: dict[str, list[float]]
-    """``between`` the worlds and ``within`` one (the mean of both), per layer."""
-    prices: dict[str, list[Row]]
-    price_windows: int
-    """Windows of each world that routes and prices are of."""
-    samples: list[Sample]
-
-    @classmethod
-    def read(cls, path: Path) -> Figures:
-        """Figures as ``write`` left them."""
-        d = json.loads(path.read_text())
-        return cls(
-            d["shape"], d["training"], d["sources"],
-            {w: {p: {m: Loss(**x) for m, x in ms.items()} for p, ms in ps.items()} for w, ps in d["losses"].items()},
-            d["repeats"],
-            [Balance(**b) for b in d["balance"]], {w: Locality(**x) for w, x in d["locality"].items()}, d["overlap"],
-            {w: [Row(**r) for r in rows] for w, rows in d["prices"].items()}, d["price_windows"],
-            [Sample(**s) for s in d["samples"]],
-        )
-
-    def write(self, path: Path) -> None:
-        """As JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 # --- measuring ----------------------------------------------------------------------------------------

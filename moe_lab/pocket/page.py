@@ -7,9 +7,25 @@ from __future__ import annotations
 
 import textwrap
 
-from moe_lab.pocket.card import LICENCES, Figures
 from moe_lab.pocket.corpus import WORLDS
+from moe_lab.pocket.figures import Figures
 from moe_lab.pocket.measure import WINDOW, Row
+
+LICENCES = {
+    "PSF-2.0": ("python", "python-manual"),
+    "BSD (2 or 3 clauses)": (
+        "numpy", "pandas", "sympy", "networkx", "numba", "llvmlite", "torch", "pygments", "mpmath", "jinja2", "click",
+        "dateutil", "fsspec", "psutil", "httpx", "IPython", "ipywidgets", "traitlets", "jupyter_client",
+        "jupyter_server", "nbformat", "nbclient", "notebook", "ipykernel",
+    ),
+    "MIT": (
+        "pip", "setuptools", "rich", "pydantic", "narwhals", "typer", "anyio", "yaml", "filelock", "jedi", "plotly",
+    ),
+    "Apache-2.0": ("transformers", "huggingface_hub", "packaging", "tornado"),
+    "MPL-2.0 and MIT": ("tqdm",),
+    "GPL-2.0": ("git-manual", "linux-manual"),
+}
+"""Main licence of each source of text."""
 
 HEAD = """\
 ---

@@ -11,9 +11,9 @@ import torch
 
 from moe_lab import errors, pocket
 from moe_lab.pocket import card, corpus, export, measure, train
-from moe_lab.pocket.card import Figures, Sample
+from moe_lab.pocket.figures import Figures, Sample
 from moe_lab.pocket.measure import Balance, Locality, Loss, Row
-from moe_lab.pocket.page import page
+from moe_lab.pocket.page import LICENCES, page
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_page_can_be_made_again_without_measuring(figures, tmp_path, monkeyp
 
 
 def test_every_source_of_text_has_a_licence_and_only_one():
-    named = [name for names in card.LICENCES.values() for name in names]
+    named = [name for names in LICENCES.values() for name in names]
     sources = {name.split("/")[0] for name in corpus.PACKAGES} | {name for name, *_ in corpus.MANUALS} | {"python"}
     assert len(named) == len(set(named))
     assert set(named) == sources

@@ -1,31 +1,40 @@
-"""What the experts of one layer cost for one token, as a share of a plain read of the same bytes.
+"""What the experts of one token cost in one layer: ours, torch's and ggml's, as a share of a plain read of the bytes.
 
-    python benchmarks/expert_kernel.py                     every shape, format and path of instructions, cold and hot
-    python benchmarks/expert_kernel.py --shape olmoe --format q4 --segments 15
-    python benchmarks/expert_kernel.py --tokens 64         many tokens of one expert instead (a prompt's)
+    python benchmarks/expert_kernel.py --ggml FOLDER        OLMoE, Qwen1.5-MoE and pocket shapes, all formats, cold and
+                                                            hot, one thread and two; `ggml.py` says how to get FOLDER
+    python benchmarks/expert_kernel.py --shape olmoe --format q4 --threads 1 --rounds 15 --markdown
 
-K experts of one layer, batch 1, one thread, picked at random from an arena that is either far larger than the
-last-level cache (cold) or has as many experts as fit into 12 MiB, K at most, used again and again (hot). Contenders
-take turns in random order within one process. Each segment stands between two plain reads (64-byte loads, front to
-back) of experts of the same arena; its share is its bytes a second over theirs, and it is dropped where the two reads
-lie more than 25 % apart. With --tokens arithmetic is the limit: no segment is dropped, the figure is products a
-second, and torch's bfloat16 over resident weights stands beside the quantised formats. Times are the thread's
-processor time, so that other programs cost a segment nothing but cache and memory bandwidth. Figures are medians.
-Left out: compilation, and one segment of warm-up. Weights are random; the cost does not depend on them.
+K experts of one layer, batch 1, picked at random among experts of over 2 GB (cold; the pocket shape too) or from 12 MB
+of them, K at most, used again and again (hot). Contenders take turns in random order in one process, round by round;
+a round is as many layers as have 200 MB of weights, 64 at most. Around each stand two plain reads (64-byte loads,
+front to back, by as many threads) of experts of the same arena: the share is bytes a second over theirs, and a round
+is dropped where the two lie more than 25 % apart. Figures are medians; a ratio is the median of the rounds' ratios.
+One thread: the thread's processor time; two: the wall's. Left out: compilation, and one round of warm-up. Weights are
+random; the cost does not depend on them. ggml computes all layers of a round as one graph, as llama.cpp does.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import random
-import statistics
-import time
+import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 
+import ggml
 import numpy as np
 import torch
+import torch_side
+from measuring import (
+    Contender,
+    Table,
+    clock_of,
+    error_of,
+    machine,
+    median,
+    number,
+    take_turns,
+    use_threads,
+)
 from torch.nn import functional as F
 
 from moe_lab.cache.slots import LayerSlots
@@ -34,12 +43,12 @@ from moe_lab.kernels.instructions import possible
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.vectors import add, load_bytes, no_ints, total
 
-SHAPES = {"pocket": (256, 64, 8), "olmoe": (2048, 1024, 8), "qwen1.5-moe": (2048, 1408, 4), "qwen3-30b": (2048, 768, 8)}
+SHAPES = {"olmoe": (2048, 1024, 8), "qwen1.5-moe": (2048, 1408, 4), "pocket": (256, 64, 8), "qwen3-30b": (2048, 768, 8)}
 """D, F, K."""
-COLD_BYTES, HOT_BYTES = 600 << 20, 12 << 20
-SEGMENT_BYTES = 60 << 20
-APART = 0.25
-Layer = Callable[[np.ndarray], object]
+HOT_BYTES, ROUND_BYTES, MOST_LAYERS = 12 << 20, 200 << 20, 64
+GGML = {"bf16": [("bf16", False)], "q8": [("q8_0", False)], "q4": [("q4_0", False), ("q4_0", True)]}
+"""ggml's types of as many bits; True: in its repacked layout."""
+Pick = Callable[[int], list[np.ndarray]]
 
 
 @jit
@@ -55,182 +64,172 @@ def plain_read(arena: np.ndarray, slots: np.ndarray) -> int:
     return total(add(add(a, b), add(c, d)))
 
 
-@dataclass
-class Contender:
-    """Somebody who computes a layer from ``touched`` bytes of weights, and what was measured of it."""
+class Case:
+    """One shape and format: weights for everybody, and a way to pick experts that cold and hot share."""
 
-    name: str
-    run: Layer
-    touched: int
-    seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
+    def __init__(self, shape: str, name: str, cold_bytes: float, library: ggml.Library | None) -> None:
+        self.D, self.F, self.K = SHAPES[shape]
+        rng = np.random.default_rng(0)
+        self.parts = [rng.standard_normal(s).astype(np.float32) / np.float32(s[1] ** 0.5) for s in
+                      ((self.F, self.D), (self.F, self.D), (self.D, self.F))]
+        self.x = rng.standard_normal(self.D).astype(np.float32)
+        self.exact = _exact(self.parts, self.x)
+        self.format = FORMATS[name]
+        size = self.format.slot_bytes(self.D, self.F)
+        self.slots = max(2 * self.K, int(cold_bytes) // size)
+        self.hot = max(1, min(self.K, HOT_BYTES // size))
+        self.among, self.threads = self.slots, 1
+        self._rng, self._readers = np.random.default_rng(2), ThreadPoolExecutor(8)
+        self.arena = LayerSlots(self.slots, self.slots, size).arena
+        self.format.encode(*self.parts, self.arena[0])
+        self.arena[1:] = self.arena[0]
+        everything = np.arange(self.slots, dtype=np.int32)
+        plain_read(self.arena, everything)              # fresh memory of a virtual machine reads slowly at first
+        self._closing: list[ggml.Experts] = []
+        self.ours = self._ours(name)
+        self.theirs = [one for one in (self._torch(name), *self._ggml(name, library)) if one]
+
+    def picks(self, layers: int) -> list[np.ndarray]:
+        """K slots (K,) int32 for each layer."""
+        return [np.resize(self._rng.permutation(self.among)[: self.K], self.K).astype(np.int32) for _ in range(layers)]
+
+    def layers(self, expert_bytes: int) -> int:
+        """How many make a round."""
+        return max(1, min(MOST_LAYERS, ROUND_BYTES // (self.K * expert_bytes)))
+
+    def read(self) -> float:
+        """Bytes a second of a plain read of a round's experts."""
+        chosen = np.concatenate(self.picks(self.layers(self.arena.shape[1])))
+        clock = clock_of(self.threads)
+        began = clock()
+        if self.threads == 1:
+            plain_read(self.arena, chosen)
+        else:
+            list(self._readers.map(lambda part: plain_read(self.arena, part), np.array_split(chosen, self.threads)))
+        return chosen.size * self.arena.shape[1] / (clock() - began)
+
+    def close(self) -> None:
+        """Give back what Python does not."""
+        self._readers.shutdown()
+        for one in self._closing:
+            one.close()
+
+    def _ours(self, name: str) -> list[Contender]:
+        code = {"q8": q8.CODE, "q4": q4.CODE}.get(name)
+        forms: dict[str, Format] = ({f"ours {name}": self.format} if code is None else
+                                    {f"ours {name} {path}": Quantised(code, path) for path in possible()})
+        return [self._one_of_ours(label, form) for label, form in forms.items()]
+
+    def _one_of_ours(self, label: str, form: Format) -> Contender:
+        size, out = self.arena.shape[1], np.empty(self.D, np.float32)
+        gates = np.full(self.K, 1 / self.K, np.float32)
+
+        def make(layers: int = self.layers(size)) -> Callable[[], None]:
+            chosen = self.picks(layers)
+
+            def work() -> None:
+                for experts in chosen:
+                    form.ffn_token(self.x, self.arena, experts, gates, out, self.F, "silu")
+
+            return work
+
+        make(1)()
+        return Contender(label, make, self.layers(size), self.K * size, error=error_of(out, self.exact))
+
+    def _torch(self, name: str) -> Contender | None:
+        label, dtype, pack, product = torch_side.WAYS[name]
+        gate, up, down = (torch.from_numpy(part) for part in self.parts)
+        x = torch.from_numpy(self.x)[None].to(dtype)
+        try:
+            made = pack(torch.cat([gate, up])), pack(down)
+            product(x, made[0])
+        except (RuntimeError, NotImplementedError) as error:
+            print(f"left out: {label}: {str(error).splitlines()[0][:90]}")
+            return None
+        experts = list(zip(*(torch_side.clones(part, self.slots) for part in made), strict=True))
+        size = sum(map(torch_side.nbytes, made))
+
+        def layer(chosen: np.ndarray) -> torch.Tensor:
+            y = torch.zeros(1, self.D)
+            for slot in chosen.tolist():
+                both, last = experts[slot]
+                g, u = product(x, both).chunk(2, -1)
+                y += product((F.silu(g) * u).contiguous(), last).float() / self.K
+            return y
+
+        def make(layers: int = self.layers(size)) -> Callable[[], None]:
+            chosen = self.picks(layers)
+            return lambda: [layer(experts) for experts in chosen] and None
+
+        error = error_of(layer(self.picks(1)[0]).numpy(), self.exact)
+        return Contender(label, make, self.layers(size), self.K * size, error=error)
+
+    def _ggml(self, name: str, library: ggml.Library | None) -> list[Contender]:
+        return [] if library is None else [self._one_of_ggml(library, kind, repack) for kind, repack in
+                                           GGML.get(name, [])]
+
+    def _one_of_ggml(self, library: ggml.Library, kind: str, repack: bool) -> Contender:
+        layers = self.layers(self.arena.shape[1])
+        experts = ggml.Experts(library, kind, self.parts, self.slots, self.K, self.x[None], layers, repack)
+        self._closing.append(experts)
+
+        def make() -> Callable[[], None]:
+            experts.prepare(self.picks(layers), self.threads)
+            return experts.run
+
+        make()()
+        label = f"ggml {kind}{' repacked' if repack else ''}"
+        return Contender(label, make, layers, self.K * experts.expert_bytes, experts.rest,
+                         error_of(experts.output(), self.exact))
 
 
-def random_expert(D: int, width: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.standard_normal(s).astype(np.float32) / np.float32(s[1] ** 0.5) for s in
-            ((width, D), (width, D), (D, width))]
+def _exact(parts: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+    gate, up, down = (part.astype(np.float64) for part in parts)
+    a = gate @ x
+    return down @ (a / (1 + np.exp(-a)) * (up @ x))
 
 
-def ours(format: Format, arena: np.ndarray, D: int, width: int, K: int, rows: int) -> Layer:
-    rng = np.random.default_rng(1)
-    x, out = rng.standard_normal((rows, D)).astype(np.float32), np.empty((rows, D), np.float32)
-    gates = rng.random(K).astype(np.float32)
-
-    def token(chosen: np.ndarray) -> None:
-        format.ffn_token(x[0], arena, chosen, gates, out[0], width, "silu")
-
-    def many(chosen: np.ndarray) -> None:
-        for slot in chosen:
-            format.ffn_rows(x, arena[slot], out, width, "silu")
-
-    return token if rows == 1 else many
-
-
-def theirs(kind: str, parts: list[np.ndarray], slots: int, rows: int) -> tuple[Layer, int]:
-    """torch's way over weights of a kind, and the bytes of an expert."""
-    gate, up, down = (torch.from_numpy(part) for part in parts)
-    both = torch.cat([gate, up])
-    x = torch.randn(rows, both.shape[1], dtype=torch.float32 if kind == "f32" else torch.bfloat16)
-    if kind in ("f32", "bf16"):
-        dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
-        made = both.to(dtype), down.to(dtype)
-
-        def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-            return F.linear(x, w)
-    else:
-        make, product = {"q8": (_int8, _times_int8), "q4": (_int4, _times_int4)}[kind]
-        made = make(both), make(down)
-    experts = [tuple(_clone(w) for w in made) for _ in range(slots)]
-
-    def layer(chosen: np.ndarray) -> torch.Tensor:
-        y = torch.zeros(rows, down.shape[0])
-        for slot in chosen.tolist():
-            w, d = experts[slot]
-            g, u = product(x, w).chunk(2, -1)
-            y += 0.125 * product((F.silu(g) * u).contiguous(), d).float()
-        return y
-
-    return layer, sum(t.nbytes for w in made for t in (w if isinstance(w, tuple) else (w,)))
-
-
-def _clone(w: object) -> object:
-    return tuple(t.clone() for t in w) if isinstance(w, tuple) else w.clone()  # type: ignore[attr-defined]
-
-
-def _int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = w.abs().amax(1) / 127
-    return (w / scale[:, None]).round().to(torch.int8), scale.bfloat16()
-
-
-def _times_int8(x: torch.Tensor, w: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return torch._weight_int8pack_mm(x, *w)
-
-
-def _int4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, columns = w.shape
-    groups = w.view(rows, columns // 32, 32)
-    low, high = groups.amin(-1), groups.amax(-1)
-    scale = (high - low) / 15
-    numbers = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.int32).view(rows, columns)
-    packed = torch._convert_weight_to_int4pack_for_cpu(numbers, 1)
-    return packed, torch.stack([scale.t(), (low + 8 * scale).t()], -1).bfloat16().contiguous()
-
-
-def _times_int4(x: torch.Tensor, w: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return torch._weight_int4pack_mm_for_cpu(x, w[0], 32, w[1])
-
-
-def contenders(shape: str, name: str, cold: bool, rows: int) -> tuple[list[Contender], np.ndarray]:
-    """Everybody who computes a format, and the arena that plain reads go over."""
-    D, width, K = SHAPES[shape]
-    format, parts = FORMATS[name], random_expert(D, width)
-    size = format.slot_bytes(D, width)
-    slots = max(2 * K, COLD_BYTES // size) if cold else max(1, min(K, HOT_BYTES // size))
-    arena = LayerSlots(slots, slots, size).arena
-    format.encode(*parts, arena[0])
-    arena[1:] = arena[0]
-    code = {"q8": q8.CODE, "q4": q4.CODE}.get(name)
-    forms = {"": format} if code is None else {path: Quantised(code, path) for path in possible()}
-    found = [Contender(f"{name} {path}".strip(), ours(form, arena, D, width, K, rows), K * size)
-             for path, form in forms.items()]
-    try:
-        layer, bytes = theirs(name, parts, slots, rows)
-        layer(np.zeros(K, np.int32))
-        label = {"q8": "torch int8 rows", "q4": "torch int4 groups"}.get(name, f"torch {name}")
-        found.append(Contender(label, layer, K * bytes))
-    except (RuntimeError, NotImplementedError) as error:
-        print(f"  left out: torch {name}: {str(error).splitlines()[0][:90]}")
-    if rows > 1 and name in ("q8", "q4"):
-        held = min(slots, K)
-        layer, bytes = theirs("bf16", parts, held, rows)
-        found.append(Contender("torch bf16, resident", lambda chosen: layer(chosen % held), K * bytes))
-    return found, arena
-
-
-def measure(shape: str, name: str, cold: bool, segments: int, rows: int) -> None:
+def measure(case: Case, label: str, cold: bool, threads: int, rounds: int, table: Table) -> None:
     """Time everybody in turn, and print a line each."""
-    (_, _, K), (found, arena) = SHAPES[shape], contenders(shape, name, cold, rows)
-    rng, slots = np.random.default_rng(2), arena.shape[0]
-
-    def picks(touched: int) -> list[np.ndarray]:
-        count = max(1, SEGMENT_BYTES // touched // rows)
-        return [np.resize(rng.permutation(slots)[:K], K).astype(np.int32) for _ in range(count)]
-
-    def read() -> float:
-        """Bytes a second."""
-        chosen = picks(K * arena.shape[1] * rows)
-        began = time.thread_time()
-        for one in chosen:
-            plain_read(arena, one)
-        return len(chosen) * K * arena.shape[1] / max(1e-9, time.thread_time() - began)
-
-    everything = np.arange(slots, dtype=np.int32)
-    for start in range(0, slots - K + 1, K):                # fresh memory of a virtual machine reads slowly at first
-        plain_read(arena, everything[start : start + K])
-    reads: list[float] = []
-    for segment in range(segments + 1):
-        for one in random.sample(found, len(found)):
-            chosen, before = picks(one.touched), read()
-            began = time.thread_time()
-            for experts in chosen:
-                one.run(experts)
-            took, after = (time.thread_time() - began) / len(chosen), read()
-            if segment and (rows > 1 or abs(before - after) <= APART * max(before, after)):
-                reads += [before, after]
-                one.seconds.append(took)
-                one.shares.append(one.touched / took / ((before + after) / 2))
-    if reads:
-        print(f"{shape} {name} {'cold' if cold else 'hot'}: plain read {statistics.median(reads) / 1e9:.1f} GB/s")
-    first = statistics.median(found[0].seconds) if found[0].seconds else float("nan")
+    case.among, case.threads = case.slots if cold else case.hot, threads
+    use_threads(threads)
+    found = (case.ours if threads == 1 else case.ours[:1]) + case.theirs
+    reads = take_turns(found, rounds, threads, case.read)
+    where = f"{label}, {'cold' if cold else 'hot'}, {threads}"
+    table.row(where, "plain read", number(median(reads) / 1e9, 1), "1", "", "", "", f"{len(reads) // 2}")
     for one in found:
-        if not one.seconds:
-            print(f"  {one.name:20} no segment was quiet enough")
-            continue
-        middle, kept = statistics.median(one.seconds), f"{len(one.seconds)} of {segments}"
-        share = (f"share of read {statistics.median(one.shares):.2f} (best {max(one.shares):.2f})" if rows == 1 else
-                 f"{rows * K * 3 * SHAPES[shape][0] * SHAPES[shape][1] / middle / 1e9:6.1f} GMAC/s")
-        print(f"  {one.name:20}{middle * 1e6:10,.1f} µs a layer{one.touched / middle / 1e9:7.1f} GB/s  {share}  "
-              f"x{middle / first:.2f}  {kept}")
+        kept = len(one.shares)
+        table.row(where, one.name, number(one.touched / one.median_s / 1e9, 1), number(median(one.shares)),
+                  number(one.median_s * 1e6, 1), "" if one is found[0] else number(found[0].faster_than(one)),
+                  number(one.error, 4), f"{kept} of {rounds}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--segments", type=int, default=9)
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="default: all")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="default: olmoe, qwen1.5-moe, pocket")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default: all")
-    parser.add_argument("--tokens", type=int, default=1, help="tokens of each expert; above 1 it is a prompt's product")
+    parser.add_argument("--threads", type=int, action="append", help="default: 1 and 2")
+    parser.add_argument("--ggml", metavar="PLACE", help="folder of ggml's libraries, or one file; see ggml.py")
+    parser.add_argument("--cold-gb", type=float, default=2.1, help="GB of experts of each contender (%(default)g)")
     parser.add_argument("--cold", action="store_true", help="only cold")
     parser.add_argument("--hot", action="store_true", help="only hot")
+    parser.add_argument("--markdown", action="store_true", help="print rows of a Markdown table")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, one thread, processor time; "
-          "xN: time over that of the first")
-    for shape in args.shape or SHAPES:
-        for name in args.format or FORMATS:
-            for cold in [True] * (not args.hot) + [False] * (not args.cold):
-                with torch.inference_mode():
-                    measure(shape, name, cold, args.segments, args.tokens)
+    library = ggml.Library(args.ggml) if args.ggml else None
+    print(machine(), f"; {library.name}" if library else "", "\n", sep="")
+    table = Table(["shape, memory, threads", "who", "GB/s", "of a read", "µs a layer", "ours is x as fast", "error",
+                   "quiet rounds"], [30, 20, 6, 9, 11, 17, 7, 12], args.markdown)
+    with torch.inference_mode():
+        for shape in args.shape or ["olmoe", "qwen1.5-moe", "pocket"]:
+            for name in args.format or FORMATS:
+                case = Case(shape, name, args.cold_gb * 1e9, library)
+                for threads in args.threads or [1, 2]:
+                    for cold in [True] * (not args.hot) + [False] * (not args.cold):
+                        measure(case, f"{shape} {name}", cold, threads, args.rounds, table)
+                case.close()
+                del case
+                gc.collect()
 
 
 if __name__ == "__main__":

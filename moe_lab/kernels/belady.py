@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.errors import BudgetError, SettingError
+from moe_lab.errors import BudgetError
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.recorded import recorded
 
 WIDE = 512
 """From so many experts on the one used farthest ahead is found in a heap, not by looking at all."""
@@ -22,6 +23,10 @@ def belady(ids: np.ndarray, E: int, C: int, protected: bool = True) -> int:
     Args:
         protected: what a token used is resident after it, as under every policy; else it may have left again, which
             no policy of ours may do, and the bound is lower.
+
+    Raises:
+        BudgetError: fewer slots than a token uses experts.
+        SettingError: an id that is not one of ``E`` experts.
 
     Example:
         >>> belady(np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32), E=4, C=2)
@@ -41,11 +46,9 @@ def belady_misses(ids: np.ndarray, E: int, C: int, protected: bool = True) -> np
         >>> belady_misses(np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32), E=4, C=2).tolist()
         [2, 1, 1]
     """
-    ids = np.require(ids, np.int32, ["C", "A", "W"])
     if ids.shape[1] > C:
         raise BudgetError(f"{C} slots are fewer than the {ids.shape[1]} experts that one token uses at once")
-    if ids.size and not (ids.min() >= -1 and ids.max() < E):
-        raise SettingError(f"ids must be from -1 to {E - 1}, not from {ids.min()} to {ids.max()}")
+    ids = recorded(ids, E)
     missed = np.zeros(len(ids), dtype=np.int64)
     if protected and E >= WIDE:
         _belady_wide(ids, E, C, missed)

@@ -16,6 +16,7 @@ from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, opened, remember
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import raised
 from moe_lab.kernels.pointers import token_at
+from moe_lab.kernels.recorded import recorded
 from moe_lab.kernels.residency import LayerState, nan_keep
 from moe_lab.kernels.settle import settle
 
@@ -48,11 +49,9 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
     if lacking:
         raise PolicyError(f"policy {state.eviction.name!r} needs {lacking}, which this trace does not hold; run it in "
                           "an engine, or replay a trace that has them")
-    ids = np.require(ids, np.int32, ["C", "A", "W"])
     if ids.ndim != 2 or ids.shape[1] != state.K:
         raise SettingError(f"ids must be (tokens, {state.K}), not {ids.shape}")
-    if ids.size and not (ids.min() >= -1 and ids.max() < state.E):
-        raise SettingError(f"ids must be from -1 to {state.E - 1}, not from {ids.min()} to {ids.max()}")
+    ids = recorded(ids, state.E)
     gates = _rows(weights, ids.shape, "weights")
     z = _rows(logits if "logits" in state.eviction.needs else None, (len(ids), state.E), "logits")
     hits = np.empty(ids.shape, np.bool_)

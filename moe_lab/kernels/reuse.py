@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_lab.errors import SettingError
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.recorded import recorded
 
 
 class ReuseDistances:
@@ -38,11 +38,12 @@ class ReuseDistances:
         self._order = np.full(E, -1, dtype=np.int32)
 
     def add(self, ids: np.ndarray) -> None:
-        """Count tokens ``ids`` (T, K) int32, -1 for none, in the order in which experts are touched."""
-        ids = np.require(ids, np.int32, ["C", "A", "W"])
-        if ids.size and not (ids.min() >= -1 and ids.max() < self.E):
-            raise SettingError(f"ids must be from -1 to {self.E - 1}, not from {ids.min()} to {ids.max()}")
-        self.uses += int(_count(ids, self._order, self.counts))
+        """Count tokens ``ids`` (T, K) int32, -1 for none, in the order in which experts are touched.
+
+        Raises:
+            SettingError: an id that is none of the layer's experts.
+        """
+        self.uses += int(_count(recorded(ids, self.E), self._order, self.counts))
 
     def hits(self) -> np.ndarray:
         """Hits (E + 1,) int64 of LRU by number of slots; sizes under K mean nothing."""
@@ -72,13 +73,14 @@ def lru_profile(ids: np.ndarray, E: int, window: int) -> LRUProfile:
 
     From an empty start; the windows only cut the counts.
 
+    Raises:
+        SettingError: an id that is not one of ``E`` experts.
+
     Example:
         >>> lru_profile(np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32), E=4, window=2).misses[:, 2:].tolist()
         [[3, 3, 3], [1, 0, 0]]
     """
-    ids = np.require(ids, np.int32, ["C", "A", "W"])
-    if ids.size and not (ids.min() >= -1 and ids.max() < E):
-        raise SettingError(f"ids must be from -1 to {E - 1}, not from {ids.min()} to {ids.max()}")
+    ids = recorded(ids, E)
     counts, worst = np.zeros((2, -(-len(ids) // window), E + 1), dtype=np.int64)
     (_profile_wide if E >= WIDE else _profile)(ids, E, window, counts, worst)
     return LRUProfile(*(_beyond(found) for found in (counts, worst)))

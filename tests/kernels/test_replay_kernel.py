@@ -92,6 +92,8 @@ def test_misses_are_counted_by_window(rng: np.random.Generator) -> None:
 def test_ids_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SettingError, match="from -1 to 5, not from 0 to 6"):
         replay_layer(np.array([[0, 6]], dtype=np.int32), None, new_layer(6, 2, 3))
+    with pytest.raises(SettingError, match="not from 0 to 4294967297"):       # would be expert 1 in 32 bits
+        replay_layer(np.array([[0, 2**32 + 1]]), None, new_layer(6, 2, 3))
     with pytest.raises(SettingError, match=r"ids must be \(tokens, 2\)"):
         replay_layer(np.array([[0, 1, 2]], dtype=np.int32), None, new_layer(6, 2, 3))
     with pytest.raises(SettingError, match=r"weights \(2, 2\) must have the shape \(1, 2\)"):

@@ -73,6 +73,16 @@ def _following(ids: np.ndarray, E: int) -> np.ndarray:
     return following
 
 
+@jit(cache=False)
+def _coming(ids: np.ndarray, away: np.ndarray) -> int:
+    """How many of ``ids`` (K,) are not resident: ``away`` (E,) is -1 for them."""
+    coming = 0
+    for k in range(ids.size):
+        if ids[k] >= 0 and away[ids[k]] < 0:
+            coming += 1
+    return coming
+
+
 @jit
 def _belady(ids: np.ndarray, E: int, C: int, protected: bool, missed: np.ndarray) -> None:
     T, K = ids.shape
@@ -80,12 +90,8 @@ def _belady(ids: np.ndarray, E: int, C: int, protected: bool, missed: np.ndarray
     away = np.full(E, -1, np.int64)             # token of the next use of each resident, -1 for the others
     held = 0
     for t in range(T):
-        coming = 0
-        for k in range(K):
-            if ids[t, k] >= 0 and away[ids[t, k]] < 0:
-                coming += 1
-        missed[t] = coming
-        held += coming
+        missed[t] = _coming(ids[t], away)
+        held += missed[t]
         if protected:
             for k in range(K):                  # used now: never the farthest
                 if ids[t, k] >= 0 and away[ids[t, k]] >= 0:
@@ -113,12 +119,8 @@ def _belady_wide(ids: np.ndarray, E: int, C: int, missed: np.ndarray) -> None:
     away = np.full(E, -1, np.int64)
     heap, size, held = np.empty(4 * (C + K), np.int64), 0, 0
     for t in range(T):
-        coming = 0
-        for k in range(K):
-            if ids[t, k] >= 0 and away[ids[t, k]] < 0:
-                coming += 1
-        missed[t] = coming
-        held += coming
+        missed[t] = _coming(ids[t], away)
+        held += missed[t]
         while held > C:
             top = heap[0]
             size -= 1

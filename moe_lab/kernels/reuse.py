@@ -103,10 +103,7 @@ def _profile(ids: np.ndarray, E: int, window: int, counts: np.ndarray, worst: np
         largest = -1
         for k in range(ids.shape[1]):
             if ids[t, k] >= 0:
-                place = 0
-                while place < E and order[place] >= 0 and order[place] != ids[t, k]:
-                    place += 1
-                distance = place if place < E and order[place] >= 0 else E
+                distance = _distance(order, ids[t, k])
                 counts[t // window, distance] += 1
                 largest = max(largest, distance)
         if largest >= 0:
@@ -171,6 +168,15 @@ def _mark(tree: np.ndarray, tick: int, by: int) -> None:
 
 
 @jit(cache=False)
+def _distance(order: np.ndarray, expert: int) -> int:
+    """How many other experts were used since this one, by ``order`` (E,); E if it was never used."""
+    place = 0
+    while place < order.size and order[place] >= 0 and order[place] != expert:
+        place += 1
+    return place if place < order.size and order[place] >= 0 else order.size
+
+
+@jit(cache=False)
 def _to_front(order: np.ndarray, expert: int) -> None:
     """``order`` holds experts, the most recent first, -1 behind the last that was ever used."""
     place = 0
@@ -189,11 +195,9 @@ def _count(ids: np.ndarray, order: np.ndarray, counts: np.ndarray) -> int:
         for k in range(ids.shape[1]):           # all are looked up before any is touched
             if ids[t, k] >= 0:
                 uses += 1
-                place = 0
-                while place < order.size and order[place] >= 0 and order[place] != ids[t, k]:
-                    place += 1
-                if place < order.size and order[place] >= 0:
-                    counts[place] += 1
+                distance = _distance(order, ids[t, k])
+                if distance < order.size:
+                    counts[distance] += 1
         for k in range(ids.shape[1]):
             if ids[t, k] >= 0:
                 _to_front(order, ids[t, k])

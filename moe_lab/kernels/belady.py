@@ -57,7 +57,7 @@ def belady_misses(ids: np.ndarray, E: int, C: int, protected: bool = True) -> np
     return missed
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _following(ids: np.ndarray, E: int) -> np.ndarray:
     """(T, K) int64: token of the next use of ids[t, k], T for never."""
     T, K = ids.shape
@@ -73,7 +73,7 @@ def _following(ids: np.ndarray, E: int) -> np.ndarray:
     return following
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _coming(ids: np.ndarray, away: np.ndarray) -> int:
     """How many of ``ids`` (K,) are not resident: ``away`` (E,) is -1 for them."""
     coming = 0
@@ -148,7 +148,7 @@ def _belady_wide(ids: np.ndarray, E: int, C: int, missed: np.ndarray) -> None:
                     _rise(heap, size - 1)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _sink(heap: np.ndarray, i: int, size: int) -> None:
     value = heap[i] if size > 0 else 0
     while 2 * i + 1 < size:
@@ -163,7 +163,7 @@ def _sink(heap: np.ndarray, i: int, size: int) -> None:
         heap[i] = value
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _rise(heap: np.ndarray, i: int) -> None:
     value = heap[i]
     while i > 0 and heap[(i - 1) // 2] < value:

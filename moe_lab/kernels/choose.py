@@ -13,7 +13,7 @@ LOWEST = -(2**63)
 """Key of an expert that is taken or never to be taken."""
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _rising(bits: np.int32) -> np.int64:
     """The bits of a float32 as a whole number that rises with it; -0.0 is 0.0."""
     bits = np.int32(0) if bits == np.int32(-(2**31)) else bits

@@ -50,7 +50,7 @@ class Layer(NamedTuple):
     report: np.ndarray
 
 
-@jit(cache=False)
+@jit(helper=True)
 def opened(block: np.ndarray) -> Layer:
     """The arrays that ``block`` (int64) points to."""
     E = block[EXPERTS]
@@ -77,7 +77,7 @@ def opened(block: np.ndarray) -> Layer:
     )
 
 
-@jit(cache=False)
+@jit(helper=True)
 def remember(block: np.ndarray) -> None:
     """Copy what the kernels change, so that it can be put back."""
     memory = numba.carray(pointer(block[MEMORY]), (block[MEMORY_WORDS],), np.int64)

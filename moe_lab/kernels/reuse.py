@@ -150,7 +150,7 @@ def _profile_wide(ids: np.ndarray, E: int, window: int, counts: np.ndarray, wors
                 _mark(tree, now, 1)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _below(tree: np.ndarray, tick: int) -> int:
     """Marks at ``tick`` and before. Source: Fenwick, Software: Practice and Experience 24 (1994)."""
     total = 0
@@ -160,14 +160,14 @@ def _below(tree: np.ndarray, tick: int) -> int:
     return total
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _mark(tree: np.ndarray, tick: int, by: int) -> None:
     while tick < tree.size:
         tree[tick] += by
         tick += tick & -tick
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _distance(order: np.ndarray, expert: int) -> int:
     """How many other experts were used since this one, by ``order`` (E,); E if it was never used."""
     place = 0
@@ -176,7 +176,7 @@ def _distance(order: np.ndarray, expert: int) -> int:
     return place if place < order.size and order[place] >= 0 else order.size
 
 
-@jit(cache=False)
+@jit(helper=True)
 def _to_front(order: np.ndarray, expert: int) -> None:
     """``order`` holds experts, the most recent first, -1 behind the last that was ever used."""
     place = 0

@@ -12,14 +12,14 @@ from moe_lab.kernels.layer import LEFT, SLOTS, TOUCH, WEAKEST, Layer
 from moe_lab.kernels.pointers import left_at, touch_at, weakest_at
 
 
-@jit(cache=False)
+@jit(helper=True)
 def find_victim(block: np.ndarray, layer: Layer, now: int) -> int:
     """The unprotected resident that leaves next, see ``plugin.finder``."""
     return weakest_at(block[WEAKEST])(layer.resident, layer.marks, layer.keys, layer.stats, layer.eviction_state,
                                       layer.eviction_params, now)
 
 
-@jit(cache=False)
+@jit(helper=True)
 def settle(block: np.ndarray, layer: Layer, held: int, ids: np.ndarray, gates: np.ndarray, hits: np.ndarray,
            evicted: np.ndarray) -> int:
     """Use the experts ``ids`` (K,), -1 for none, in this order, with weights ``gates``; fill ``hits``, ``evicted``.

@@ -47,6 +47,7 @@ def test_many_rows_have_the_bits_of_each_alone(format, path):
     for row, x in zip(rows, xs, strict=True):
         multiplied(m, x, y)
         np.testing.assert_array_equal(row, y)
+    np.testing.assert_array_equal(times_rows(m, xs[::-2]), rows[::-2])      # rows that lie apart
 
 
 @pytest.mark.parametrize(("format", "bound"), [("q8", 0.011), ("q4", 0.12)])

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_lab.kernels.formats import q4, q8
-from moe_lab.kernels.formats.blocks import counts, out_of_panels, scales_of
+from moe_lab.kernels.formats.blocks import counts, out_of_panels, quantise_vector
 from moe_lab.kernels.formats.encode import encode_matrix, matrix_encoder
-from moe_lab.kernels.formats.quantised import Code
-from moe_lab.kernels.groups import quantise
+from moe_lab.kernels.formats.quantised import Code, values_of
 from moe_lab.kernels.instructions import NEEDS, chosen
 from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.job import GROUP, PANEL
-from moe_lab.kernels.panels import BLOCK, products
+from moe_lab.kernels.panels import BLOCK, products, row_products
 
 CODES: dict[str, Code] = {"q8": q8.CODE, "q4": q4.CODE}
 """What a matrix can be quantised to."""
@@ -34,25 +33,25 @@ class _Matrix(NamedTuple):
     """(panels, groups, bytes) uint8."""
     shape: np.ndarray
     """(2,) int64: R, C."""
-    x: np.ndarray
-    """(groups * 32,) float32: the vector, filled up with zeros."""
     bytes: np.ndarray
-    """(groups * 32,) int8."""
+    """(groups * 32,) int8: the vector."""
     scales: np.ndarray
     """(groups,) float32."""
     sums: np.ndarray
     """(groups,) int32."""
+    spare: np.ndarray
+    """(32,) float32: its last group, filled up with zeros."""
     y: np.ndarray
-    """(panels * 16,) float32."""
+    """(panels * 16,) float32: its product."""
 
 
-def _type(name: str, path: str, bits: int) -> type[Any]:
+def _type(format: str, path: str) -> type[Any]:
     """A type of its own for each format and path of instructions, by which compiled code tells them apart."""
-    return type(f"Matrix_{name}_{path}", (_Matrix,), {"__module__": __name__, "path": path, "bits": bits})
+    own = {"__module__": __name__, "format": format, "path": path, "bits": CODES[format].bits}
+    return type(f"Matrix_{format}_{path}", (_Matrix,), own)
 
 
-TYPES: dict[tuple[str, str], type[Any]] = {
-    (name, path): _type(name, path, code.bits) for name, code in CODES.items() for path in NEEDS}
+TYPES: dict[tuple[str, str], type[Any]] = {(format, path): _type(format, path) for format in CODES for path in NEEDS}
 globals().update({kind.__name__: kind for kind in TYPES.values()})     # found by name when compiled code is kept
 
 Matrix = _Matrix
@@ -69,10 +68,10 @@ def quantised_matrix(matrix: np.ndarray, format: str, path: str | None = None) -
     code = CODES[format]
     blocks = encode_matrix(_encoder(format), matrix, code.bits)
     panels, groups, _ = blocks.shape
-    wide = groups * GROUP
-    kind = TYPES[format, path or chosen()]
-    found: Matrix = kind(blocks, np.array(matrix.shape, np.int64), np.zeros(wide, np.float32), np.zeros(wide, np.int8),
-                         np.zeros(groups, np.float32), np.zeros(groups, np.int32), np.zeros(panels * PANEL, np.float32))
+    f = np.float32
+    found: Matrix = TYPES[format, path or chosen()](
+        blocks, np.array(matrix.shape, np.int64), np.zeros(groups * GROUP, np.int8), np.zeros(groups, f),
+        np.zeros(groups, np.int32), np.zeros(GROUP, f), np.zeros(panels * PANEL, f))
     return found
 
 
@@ -84,10 +83,9 @@ def matrix_bytes(rows: int, columns: int, format: str) -> int:
 
 def matrix_values(m: Matrix) -> np.ndarray:
     """The numbers that a matrix stands for, (R, C) float32."""
-    code = next(code for (name, path), kind in TYPES.items() if kind is type(m) for code in (CODES[name],))
-    scales = scales_of(m.blocks).astype(np.float32).transpose(0, 2, 1)
+    kind: Any = type(m)
     R, C = (int(n) for n in m.shape)
-    return out_of_panels(code.numbers_of(m.blocks) * scales[..., None], R, C)
+    return out_of_panels(values_of(CODES[kind.format], m.blocks), R, C)
 
 
 @functools.cache
@@ -105,9 +103,8 @@ def vector_product(bits: int, path: str) -> Callable[..., Any]:
     @jit(helper=True)
     def product(m, x, y):  # type: ignore[no-untyped-def]
         groups, at = m.blocks.shape[1], m.blocks.ctypes.data
-        copied(x, m.x)
         bytes, scales, sums = m.bytes.ctypes.data, m.scales.ctypes.data, m.sums.ctypes.data
-        quantise(m.x.ctypes.data, groups, bytes, scales, sums, above)
+        quantise_vector(x.ctypes.data, x.size, bytes, scales, sums, m.spare.ctypes.data, above)
         for p in range(m.blocks.shape[0]):
             panel(at + p * groups * size, groups, bytes, scales, sums, m.y.ctypes.data + 64 * p)
         copied(m.y[: y.size], y)
@@ -117,31 +114,27 @@ def vector_product(bits: int, path: str) -> Callable[..., Any]:
 
 @functools.cache
 def rows_product(bits: int, path: str) -> Callable[..., Any]:
-    """The kernel ``(blocks, x (T, groups * 32), y (T, panels * 16))`` for many vectors: each panel is read once."""
-    panel, above = products(path, bits)
-    size = BLOCK[bits]
+    """The kernel ``(blocks, x (T, C), y (T, panels * 16))`` for many vectors: each panel is read once."""
+    product, above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
 
     @jit(name=f"rows of a matrix q{bits} {path}")
-    def product(blocks, x, y):  # type: ignore[no-untyped-def]
-        (panels, groups, _), T = blocks.shape, x.shape[0]
-        bytes = np.empty((T, groups * GROUP), np.int8)
+    def rows(blocks, x, y):  # type: ignore[no-untyped-def]
+        (panels, groups, _), (T, C) = blocks.shape, x.shape
+        bytes, spare = np.empty((T, groups * GROUP), np.int8), np.empty(GROUP, np.float32)
         scales, sums = np.empty((T, groups), np.float32), np.empty((T, groups), np.int32)
-        quantise(x.ctypes.data, T * groups, bytes.ctypes.data, scales.ctypes.data, sums.ctypes.data, above)
+        for t in range(T):
+            quantise_vector(x[t].ctypes.data, C, bytes[t].ctypes.data, scales[t].ctypes.data, sums[t].ctypes.data,
+                            spare.ctypes.data, above)
         for p in range(panels):
-            at = blocks.ctypes.data + p * groups * size
-            for t in range(T):
-                panel(at, groups, bytes[t].ctypes.data, scales[t].ctypes.data, sums[t].ctypes.data,
-                      y[t].ctypes.data + 64 * p)
+            product(blocks.ctypes.data + p * groups * size, groups, T, bytes.ctypes.data, scales.ctypes.data,
+                    sums.ctypes.data, y.ctypes.data + 64 * p, 64 * panels)
 
-    return product
+    return rows
 
 
 def times_rows(m: Matrix, x: np.ndarray) -> np.ndarray:
     """y (T, R) float32 = the matrix times each row of ``x`` (T, C) float32; the bits of the product with one vector."""
     kind: Any = type(m)
-    panels, groups, _ = m.blocks.shape
-    full = np.zeros((x.shape[0], groups * GROUP), np.float32)
-    full[:, : x.shape[1]] = x
-    y = np.empty((x.shape[0], panels * PANEL), np.float32)
-    rows_product(kind.bits, kind.path)(m.blocks, full, y)
+    y = np.empty((x.shape[0], m.y.size), np.float32)
+    rows_product(kind.bits, kind.path)(m.blocks, np.require(x, np.float32, ["C", "A", "W"]), y)
     return y[:, : int(m.shape[0])]

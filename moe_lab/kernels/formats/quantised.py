@@ -50,6 +50,13 @@ class Code(NamedTuple):
     """Numbers (panels, 16, groups, 32) int8 in blocks (panels, groups, bytes)."""
 
 
+def values_of(code: Code, blocks: np.ndarray) -> np.ndarray:
+    """What blocks (panels, groups, bytes) stand for, (panels, 16, groups, 32) float32."""
+    scales = scales_of(blocks).astype(np.float32).transpose(0, 2, 1)
+    with np.errstate(invalid="ignore"):
+        return code.numbers_of(blocks) * scales[..., None]
+
+
 class Quantised:
     """A weight format of blocks. ``path`` forces a path of instructions, which this processor must have.
 
@@ -92,13 +99,8 @@ class Quantised:
 
     def decode(self, slot: np.ndarray, D: int, F: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See ``Format``."""
-        gate, up, down = (self._decoded(blocks) for blocks in matrices(self.code.bits, slot, D, F))
+        gate, up, down = (values_of(self.code, blocks) for blocks in matrices(self.code.bits, slot, D, F))
         return out_of_panels(gate, F, D), out_of_panels(up, F, D), out_of_panels(down, D, F)
-
-    def _decoded(self, blocks: np.ndarray) -> np.ndarray:
-        scales = scales_of(blocks).astype(np.float32).transpose(0, 2, 1)
-        with np.errstate(invalid="ignore"):
-            return self.code.numbers_of(blocks) * scales[..., None]
 
     def ffn_token(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, out: np.ndarray,
                   F: int, activation: str) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.kernels.decoder import Room, dense_layer, to_router
 from moe_lab.kernels.dense import head, look_up
 from moe_lab.models.decoder import Decoder
+from moe_lab.models.quantised import bits_of
 
 
 class LeanDecode:
@@ -37,8 +37,8 @@ class LeanDecode:
         self._keys = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
         self._values = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            keys[:, : self.position] = _bits(past.layers[layer].keys[0])
-            values[:, : self.position] = _bits(past.layers[layer].values[0])
+            keys[:, : self.position] = bits_of(past.layers[layer].keys[0])
+            values[:, : self.position] = bits_of(past.layers[layer].values[0])
         f = np.float32
         self._room = Room(np.zeros(D, f), np.zeros((decoder.H, S), f), np.zeros((decoder.G, S), f),
                           np.zeros((decoder.G, S), f), np.zeros((decoder.H, S), f), np.zeros(D, f), np.zeros(room, f),
@@ -62,9 +62,3 @@ class LeanDecode:
         head(x, d.norm, d.eps, d.head, room.h, self._out)
         self.position += 1
         return self._out
-
-
-def _bits(x: torch.Tensor) -> np.ndarray:
-    """float32 as it is, bfloat16 as its bits."""
-    array: np.ndarray = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
-    return array

@@ -28,9 +28,7 @@ class QuantisedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, format: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.format = linear.in_features, linear.out_features, format
-        weight = linear.weight.detach()
-        bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight.float()
-        self.matrix: Matrix = quantised_matrix(bits.numpy(), format)
+        self.matrix: Matrix = quantised_matrix(bits_of(linear.weight), format)
         self.register_buffer("blocks", torch.from_numpy(self.matrix.blocks), persistent=False)
         self.bias = linear.bias
 
@@ -71,6 +69,15 @@ def matrix_of(module: nn.Module) -> np.ndarray | Matrix:
     """The weights of a linear layer as kernels take them: a view of the model's own memory, or a quantised matrix."""
     if isinstance(module, QuantisedLinear):
         return module.matrix
-    weight: torch.Tensor = module.weight.detach()  # type: ignore[operator]
-    array: np.ndarray = (weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight).numpy()
+    return bits_of(module.weight)  # type: ignore[arg-type]
+
+
+def bits_of(x: torch.Tensor) -> np.ndarray:
+    """A tensor's own memory as kernels take it: bfloat16 as its bits (uint16), other types as they are.
+
+    >>> bits_of(torch.ones(2, dtype=torch.bfloat16))
+    array([16256, 16256], dtype=uint16)
+    """
+    x = x.detach()
+    array: np.ndarray = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
     return array

@@ -17,7 +17,7 @@ from torch import nn
 from moe_lab.kernels.activation import ACTIVATIONS
 from moe_lab.kernels.decoder import Attention
 from moe_lab.kernels.dense import GatedFFN, Weights
-from moe_lab.models.find import Block
+from moe_lab.models.find import Block, activation_of
 from moe_lab.models.quantised import matrix_of
 
 FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
@@ -107,15 +107,14 @@ def _unknown(hf: Any, blocks: list[Block]) -> str:
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary not in _FIXED_ROTARY:
         return f"its rotary embedding ({rotary}) changes with the length of the text"
+    routers = {block.router for block in blocks}            # each has the hook that lets policies choose
     for name, module in hf.named_modules():
-        router = any(name == block.router for block in blocks)
-        if module._forward_pre_hooks or len(module._forward_hooks) > router:
+        if module._forward_pre_hooks or len(module._forward_hooks) > (name in routers):
             return f"{name or 'the model'} has a hook, which has to see every token"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:      # an adapter's, perhaps
             return f"{name} is a {type(module).__name__}"
-        if hasattr(module, "act_fn") and not (type(module.act_fn).__name__ in ("SiLUActivation", "SiLU")
-                                              or isinstance(module.act_fn, nn.SiLU)):
-            return f"{name} has an activation that the kernels do not know"
+        if hasattr(module, "act_fn") and activation_of(module) != blocks[0].activation:
+            return f"{name} has another activation than the experts"
     return ""
 
 

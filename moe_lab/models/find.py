@@ -151,12 +151,12 @@ def _unlike(module: Any) -> list[str]:
         "no gate": not module.has_gate, "biases": module.has_bias, "transposed matrices": module.is_transposed,
         "gate and up interleaved": not module.is_concatenated, "a norm after each expert": module.has_post_expert_norm,
         "a gate function of their own": type(module)._apply_gate.__name__ != "_default_apply_gate",
-        "an unknown activation": _activation(module) is None,
+        "an unknown activation": activation_of(module) is None,
     }
     return [words for words, true in odd.items() if true]
 
 
-def _activation(module: Any) -> str | None:
+def activation_of(module: Any) -> str | None:
     """The kernels' name of the activation, recognised by its values; None for one they do not have."""
     function = getattr(module, "act_fn", None)
     if function is None:
@@ -169,7 +169,7 @@ def _activation(module: Any) -> str | None:
 def _block(model: Any, path: str, module: Any) -> Block:
     parent = path.rpartition(".")[0]
     E, twice_F, D = module.gate_up_proj.shape
-    activation = _activation(module)
+    activation = activation_of(module)
     assert activation is not None
     return Block(_layer(path), path, _router(model, parent), E, D, twice_F // 2, activation)
 

@@ -47,6 +47,8 @@ def test_logits_equal_the_eager_model(checkpoint, family, cache):
     dict(family="olmoe", num_key_value_heads=4),
     dict(family="mixtral", rope_parameters={"rope_type": "linear", "rope_theta": 5e3, "factor": 2.0}),
     dict(family="qwen3-moe", decoder_sparse_step=2, mlp_only_layers=[]),
+    dict(family="qwen3-moe", hidden_act="gelu"),
+    dict(family="qwen2-moe", hidden_act="gelu_pytorch_tanh"),
 ], ids=repr)
 def test_variants_of_a_family_are_computed_as_the_configuration_says(tmp_path, changes):
     from checkpoints import make
@@ -94,6 +96,12 @@ def test_a_hook_sees_every_token_so_modules_run(checkpoint):
     handle.remove()
     assert engine.decoding == "kernels"
     assert engine.generate(IDS[:12], max_new_tokens=8).ids == plain.ids and len(seen) == 8
+
+
+def test_a_dense_part_with_another_activation_than_the_experts_runs_by_modules(checkpoint):
+    engine = ml.load(str(checkpoint("qwen2-moe")), cache="50%")
+    engine.hf.model.layers[1].mlp.shared_expert.act_fn = torch.nn.ReLU()
+    assert "model.layers.1.mlp.shared_expert has another activation than the experts" in engine.decoding
 
 
 def test_weights_changed_in_place_are_seen(checkpoint):

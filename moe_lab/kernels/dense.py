@@ -18,6 +18,7 @@ from moe_lab.kernels.activation import gated
 from moe_lab.kernels.formats.matrix import Matrix, vector_product
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.stored import dot, value
+from moe_lab.kernels.streams import PRODUCTS
 
 _f = np.float32
 
@@ -38,37 +39,30 @@ class GatedFFN(NamedTuple):
     """(D,) float32: the output is multiplied by sigmoid(door . x). Empty: it is not."""
 
 
-@jit(reorder=True, helper=True)
-def _four_dots(w0, w1, w2, w3, x):  # type: ignore[no-untyped-def]
-    a, b, c, d = _f(0), _f(0), _f(0), _f(0)
-    for k in range(x.size):
-        v = x[k]
-        a += value(w0[k]) * v
-        b += value(w1[k]) * v
-        c += value(w2[k]) * v
-        d += value(w3[k]) * v
-    return a, b, c, d
-
-
-@jit(helper=True)
-def _rows_product(w, x, y):  # type: ignore[no-untyped-def]
-    whole = w.shape[0] - w.shape[0] % 4
-    for r in range(0, whole, 4):
-        y[r], y[r + 1], y[r + 2], y[r + 3] = _four_dots(w[r], w[r + 1], w[r + 2], w[r + 3], x)
-    for r in range(whole, w.shape[0]):
-        y[r] = dot(w[r], x)
-
-
 def product(w, x, y):  # type: ignore[no-untyped-def]
     """y (N,) = w (N, D) @ x (D,), for a matrix of numbers or a quantised one."""
     raise NotImplementedError       # the kernels' own; see _product
 
 
+def _strided(w, x, y):  # type: ignore[no-untyped-def]
+    for r in range(w.shape[0]):
+        y[r] = dot(w[r], x)
+
+
 @overload(product)
 def _product(w, x, y):  # type: ignore[no-untyped-def]
-    kernel = _rows_product if isinstance(w, types.Array) else vector_product(w.instance_class.bits,
-                                                                             w.instance_class.path)
-    return lambda w, x, y: kernel(w, x, y)
+    if not isinstance(w, types.Array):
+        kernel = vector_product(w.instance_class.bits, w.instance_class.path)
+        return lambda w, x, y: kernel(w, x, y)
+    if w.layout != "C" or x.layout != "C":
+        return _strided
+    streams = PRODUCTS[w.dtype.name]
+
+    def rows(w, x, y):  # type: ignore[no-untyped-def]
+        y[:] = 0
+        streams(w.ctypes.data, w.shape[0], w.shape[1], x.ctypes.data, _f(1), y)
+
+    return rows
 
 
 @jit(helper=True)

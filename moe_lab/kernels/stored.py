@@ -43,13 +43,3 @@ def dot(w, x):  # type: ignore[no-untyped-def]
     for k in range(x.size):
         total += value(w[k]) * x[k]
     return total
-
-
-@jit(reorder=True, helper=True)
-def dot_pair(v, w, x):  # type: ignore[no-untyped-def]
-    """The products of two rows with ``x``, which is read once."""
-    first, second = _f(0), _f(0)
-    for k in range(x.size):
-        first += value(v[k]) * x[k]
-        second += value(w[k]) * x[k]
-    return first, second

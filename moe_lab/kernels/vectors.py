@@ -9,7 +9,7 @@ have stands in ``dots``. Memory is named by address (int64); nothing here knows 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -42,6 +42,7 @@ class _VectorModel(models.PrimitiveModel):
 
 F = VectorType("16 float32", FLOATS)
 I = VectorType("16 int32", INTS)
+FOUR = VectorType("4 float32", ir.VectorType(FLOAT, 4))
 ADDRESS = types.int64
 NOTHING = types.void
 
@@ -82,7 +83,7 @@ def constant(kind: Any, value: float) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def shuffle(b: Any, x: Any, lanes: range, y: Any = None) -> Any:
+def shuffle(b: Any, x: Any, lanes: Sequence[int], y: Any = None) -> Any:
     """Emit the vector of those ``lanes`` of x, or of x followed by y."""
     picked = ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes))
     return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined) if y is None else y, picked)
@@ -284,6 +285,21 @@ def total_f32(b, x):  # type: ignore[no-untyped-def]
     while x.type.count > 1:
         x = b.fadd(*pieces(b, x, 2))
     return b.extract_element(x, ir.Constant(INT, 0))
+
+
+@operation(FOUR, F, F, F, F)
+def four_totals(b, w, x, y, z):  # type: ignore[no-untyped-def]
+    """The sums of the lanes of four vectors, each with the bits of ``total_f32``, for half of the work."""
+    w, x, y, z = (b.fadd(*pieces(b, b.fadd(*pieces(b, v, 2)), 2)) for v in (w, x, y, z))
+    first, second = (b.fadd(shuffle(b, p, (0, 4, 1, 5), q), shuffle(b, p, (2, 6, 3, 7), q))
+                     for p, q in ((w, x), (y, z)))
+    return b.fadd(shuffle(b, first, (0, 1, 4, 5), second), shuffle(b, first, (2, 3, 6, 7), second))
+
+
+@operation(types.float32, FOUR, types.int32)
+def lane(b, x, i):  # type: ignore[no-untyped-def]
+    """One of four numbers."""
+    return b.extract_element(x, i)
 
 
 # --- nibbles --------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ from moe_lab.kernels.expert import ONE, Token, rows_kernel
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.job import job_of
-from moe_lab.kernels.pointers import shorts_at
 
-_STEPS = row_steps("bf16", shorts_at, 2)
+_STEPS = row_steps("bf16", "uint16", 2)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 

@@ -10,9 +10,8 @@ from moe_lab.kernels.formats.bf16 import widen_bf16
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.job import job_of
-from moe_lab.kernels.pointers import floats_at
 
-_STEPS = row_steps("f32", floats_at, 4)
+_STEPS = row_steps("f32", "float32", 4)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
 
 

@@ -114,6 +114,12 @@ class Library:
         return None
 
 
+def pool(library: Library, threads: int) -> Any:
+    """Threads that wait for work awake, as llama.cpp's own do; None for one."""
+    asked = _Pool(n_threads=threads, prio=0, poll=50)
+    return None if threads == 1 else library.threadpool_new(C.byref(asked))
+
+
 class Experts:
     """The experts of a layer in one of ggml's types; a graph of ``layers`` times N tokens of K experts each.
 
@@ -195,8 +201,7 @@ class Experts:
     def _pool_of(self, threads: int) -> Any:
         """One lasting pool for each number of threads, as llama.cpp keeps it; none for one."""
         if threads not in self._pools:
-            asked = _Pool(n_threads=threads, prio=0, poll=50)
-            self._pools[threads] = None if threads == 1 else self._g.threadpool_new(C.byref(asked))
+            self._pools[threads] = pool(self._g, threads)
         return self._pools[threads]
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ from moe_lab.engine.warm import warm_up
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels import crew, instructions
-from moe_lab.kernels.formats import FORMATS
+from moe_lab.kernels.formats import FORMATS, Format
 from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import DTYPES, open_model, resolve_model, study
@@ -32,22 +32,33 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
          disk: Disk | None = None, seed: int = 0, setup: str | Path | None = None) -> Engine:
     """Load a mixture-of-experts model whose experts stay on disk.
 
-    ``model``: ``"pocket"``, a local folder, or a hub id. ``cache``: slots a layer (``16``), ``"25%"`` of the
-    experts, or bytes (``"6 GiB"``), filled as experts are used; where all fit they are loaded at once. None
-    keeps everything resident if it fits into the free memory, else as much as fits. ``weights``: ``"f32"``,
-    ``"bf16"``, or for the experts ``"q8"`` (8.5 bits a weight) or ``"q4"`` (4.5), quantised as they are read; by
-    default the checkpoint's own precision. ``dense``: the same for attention, shared experts and the head (router,
-    norms and embedding are never quantised); by default ``"q8"`` beside quantised experts, else as ``weights``.
-    ``disk``: ``ml.Disk(bandwidth="200 MB/s")`` slows the
-    readers down, named as simulated everywhere (what is loaded before the first token is not slowed). ``seed``
-    is the default of sampling and of policies that draw. ``routing`` is ``"original"`` and ``eviction`` ``"lru"``
-    unless told. ``setup``: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is
-    typed beside it goes first.
+    Args:
+        model: ``"pocket"``, a local folder, or a hub id.
+        cache: slots a layer (``16``), ``"25%"`` of the experts, or bytes (``"6 GiB"``), filled as experts are used;
+            where all fit they are loaded at once. None keeps everything resident if it fits into the free memory,
+            else as much as fits.
+        weights: ``"f32"``, ``"bf16"``, or for the experts ``"q8"`` (8.5 bits a weight) or ``"q4"`` (4.5), quantised as
+            they are read; by default the checkpoint's own precision.
+        dense: the same for attention, shared experts and the head (router, norms and embedding are never quantised);
+            by default ``"q8"`` beside quantised experts, else as ``weights``.
+        routing: a policy, its class or its name; ``"original"`` unless told.
+        eviction: the same; ``"lru"`` unless told.
+        disk: ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere (what is loaded
+            before the first token is not slowed).
+        seed: the default of sampling and of policies that draw.
+        setup: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is typed beside it
+            goes first.
 
-    Raises ``CheckpointError``, ``UnsupportedModelError``, ``BudgetError``, ``PolicyError``, ``SettingError``.
+    Raises:
+        CheckpointError: no such model, or one that cannot be read.
+        UnsupportedModelError: a model that MoE Lab cannot run.
+        BudgetError: a cache under the floor.
+        PolicyError: an unknown policy, one that does not compile, or one that does not fit the model's layers.
+        SettingError: any other value that cannot be.
 
-    >>> import moe_lab as ml
-    >>> engine = ml.load("pocket", cache="50%")                             # doctest: +SKIP
+    Example:
+        >>> import moe_lab as ml
+        >>> engine = ml.load("pocket", cache="50%")                         # doctest: +SKIP
     """
     tuned = None if setup is None else Setup.read(setup)
     if tuned is not None:
@@ -65,12 +76,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
         cache = tuned.cache if cache is None else cache
         weights = tuned.weights if weights is None else weights  # type: ignore[assignment]
     name = spec.dtype if weights is None else weights
-    if name not in FORMATS:
-        raise SettingError(f"weights={weights!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
-    format = FORMATS[name]
-    part = ("q8" if name in CODES else name) if dense is None else dense
-    if part not in FORMATS:
-        raise SettingError(f"dense={dense!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
+    format = _format(name, "weights")
+    part = _format(("q8" if name in CODES else name) if dense is None else dense, "dense").name
     instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
     crew.shared()                   # and what MOE_LAB_THREADS asks for and is no number of threads
     for policy in (chosen_routing, chosen_eviction):
@@ -96,3 +103,10 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
             for loaded in experts.preload():
                 bar.update(loaded)
     return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed, dense=part)
+
+
+def _format(name: str, what: str) -> Format:
+    """The format called ``name``, as typed for ``what``."""
+    if name not in FORMATS:
+        raise SettingError(f"{what}={name!r} is not a format; type one of {', '.join(map(repr, FORMATS))}")
+    return FORMATS[name]

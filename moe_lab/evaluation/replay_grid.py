@@ -21,7 +21,7 @@ from moe_lab.eviction import EVICTION, LRU, EvictionPolicy, LearnedEviction
 from moe_lab.kernels.replay import lacks
 from moe_lab.kernels.residency import LayerState
 from moe_lab.parameters import ByLayer
-from moe_lab.policy import Policy, resolve
+from moe_lab.policy import Policy, check_layers, resolve
 from moe_lab.routing import ROUTING, Original, RoutingPolicy
 from moe_lab.trace import Trace
 
@@ -233,13 +233,13 @@ def _too_small(size: int, trace: Trace, pooled: bool) -> BudgetError | None:
 
 
 def _by_layer(policy: Policy | None, trace: Trace, pooled: bool) -> PolicyError | None:
-    """A parameter by layer must know all layers, and a pool has none."""
-    if policy is None or not any(isinstance(value, ByLayer) for value in policy.values().values()):
+    """A parameter by layer must fit the layers, and a pool has none."""
+    if policy is None:
         return None
-    if pooled:
+    if pooled and any(isinstance(value, ByLayer) for value in policy.values().values()):
         return PolicyError(f"{policy!r} differs by layer, and one pool serves all of them; give one number")
     try:
-        policy.at(trace.L - 1)
+        check_layers(policy, trace.L, "trace")
     except PolicyError as error:
         return error
     return None

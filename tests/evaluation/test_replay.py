@@ -292,8 +292,9 @@ def test_a_schedule_and_numbers_by_layer_are_followed(trace: ml.Trace) -> None:
         state.set_eviction(AgedLFU(half_life=400))
         expected.append(np.concatenate([first, replay_layer(trace.ids[20:, layer], None, state)]).mean())
     assert layers[0] == pytest.approx(expected)
-    short = ml.replay(trace, eviction=["lru", AgedLFU(half_life=[4])], cache=5).rows[1]
-    assert "there is none for layer 1" in short.skipped
+    for numbers in ([4], [4, 8, 16]):
+        unfit = ml.replay(trace, eviction=["lru", AgedLFU(half_life=numbers)], cache=5).rows[1]
+        assert f"is given for {len(numbers)} layers, and the trace has 2 MoE layers" in unfit.skipped
 
 
 def test_recorded_logits_serve_the_policies_that_look_at_them(rng: np.random.Generator) -> None:

@@ -29,7 +29,7 @@ from moe_lab.engine.recorder import NOTHING
 from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import Telemetry
-from moe_lab.engine.text import stop_strings, to_ids
+from moe_lab.engine.text import stop_strings, to_ids, window_of
 from moe_lab.errors import BusyError, SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import Format
@@ -264,10 +264,7 @@ class Engine:
         ids = to_ids(text, self.tokenizer, self.hf.config.get_text_config().vocab_size, "text")
         if len(ids) < 2:
             raise SettingError("a score needs two tokens at least: the first is only read")
-        window = min(1024, self.spec.context) if window is None else window
-        if not isinstance(window, int) or not 1 <= window <= self.spec.context:
-            raise SettingError(f"window={window!r} must lie between 1 and this model's context of "
-                               f"{self.spec.context:,} tokens")
+        window = window_of(window, self.spec.context)
         with self._owner.held():
             if state == "live":
                 self._begin_run()

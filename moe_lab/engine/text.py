@@ -28,6 +28,23 @@ def to_ids(text: str | Sequence[int] | np.ndarray, tokenizer: Any, vocabulary: i
     return ids
 
 
+def window_of(window: int | None, context: int) -> int:
+    """Tokens of a window in a model of ``context`` tokens: 1,024, or the context where that is shorter, unless told.
+
+    Raises:
+        SettingError: a window that is no whole number from 1 to the context.
+
+    Example:
+        >>> window_of(None, context=4096), window_of(None, context=512), window_of(2048, context=4096)
+        (1024, 512, 2048)
+    """
+    if window is None:
+        return min(1024, context)
+    if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= context:
+        raise SettingError(f"window={window!r} must lie between 1 and this model's context of {context:,} tokens")
+    return window
+
+
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The stop strings as a tuple; an empty one is refused."""
     stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)

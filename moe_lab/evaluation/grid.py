@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.cache import slots_for
-from moe_lab.engine.text import to_ids
+from moe_lab.engine.text import to_ids, window_of
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.evaluation.measure import Setting
 from moe_lab.evaluation.naming import listed, one_name_one_policy
@@ -64,10 +64,7 @@ def text_ids(engine: Engine, text: Any, window: int | None) -> tuple[list[int], 
         SettingError: a window beyond the context, or a text that is shorter than a window.
     """
     ids = to_ids(text, engine.tokenizer, engine.hf.config.get_text_config().vocab_size, "text")
-    context = engine.spec.context
-    size = min(1024, context) if window is None else window
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= context:
-        raise SettingError(f"window={window!r} must lie between 1 and this model's context of {context:,} tokens")
+    size = window_of(window, engine.spec.context)
     if len(ids) < size + 1:
         raise SettingError(f"the text has {len(ids):,} tokens and a window of {size:,} needs {size + 1:,} (the last "
                            f"one is only predicted); give a longer text, or type window={max(1, (len(ids) - 1) // 4)}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from moe_lab.engine.text import to_ids
+from moe_lab.engine.text import to_ids, window_of
 from moe_lab.errors import SettingError, UnsupportedModelError
 from moe_lab.models import RouterRule, find_routers, find_rules
 from moe_lab.trace import Trace
@@ -49,9 +49,7 @@ def record(model: Any, text: str | Sequence[int], tokenizer: Any = None, *, logi
     config = model.config.get_text_config()
     ids = to_ids(text, tokenizer, config.vocab_size, "text")
     context = int(getattr(config, "max_position_embeddings", None) or 1024)
-    size = min(1024, context) if window is None else window
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= context:
-        raise SettingError(f"window={window!r} must lie between 1 and this model's context of {context:,} tokens")
+    size = window_of(window, context)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     layers, routers = zip(*find_routers(model, name), strict=True)
     K = int(getattr(config, "num_experts_per_tok", 0) or 0)

@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 HELD_SHARE = 0.5
 """Share of the free memory in which a sweep keeps experts, so that it reads each once."""
 
-
 _Answer = tuple[Setting, dict[str, Any] | PolicyError | None]
 
 
 class Sweep:
-    """A sweep under way. Iterating computes what is missing and yields each :class:`Point` as it is done."""
+    """A sweep under way. Iterating computes what is missing and yields each :class:`Point` as it is done.
+
+    Raises:
+        PolicyError: at the end, where every setting failed; a single one is ``skipped``.
+        ClusterError: the cluster went away.
+    """
 
     def __init__(self, engine: Engine, settings: Sequence[Setting], skipped: Sequence[tuple[str, str]], ids: list[int],
                  window: int, results: Results, client: Client | None = None) -> None:
@@ -69,8 +73,8 @@ class Sweep:
         return list(self._run(settings))
 
     def _run(self, settings: Sequence[Setting]) -> Iterator[Point]:
-        with self._progress() as tick:
-            for setting, answer in (self._here if self._client is None else self._there)(settings, tick):
+        with self._progress() as bar:
+            for setting, answer in (self._here if self._client is None else self._there)(settings, bar.update):
                 if isinstance(answer, PolicyError):
                     self._failure = self._failure or answer
                     self._skipped.append((_words(setting), str(answer)))
@@ -81,11 +85,13 @@ class Sweep:
                     yield point
 
     def _progress(self) -> Any:
+        """A bar in tokens of the passes to come."""
         missing = [s for s in self.settings if s not in self._points and self._results.get(self._key(s)) is None]
         passes = [s for s in missing if not s.replayable]
         again = self._client is None and bool(passes) and self._reference.runs > 0
         before = int(not self._reference.ready or again)
-        return _Bar((len(missing) + before) * self.tokens)
+        total = (len(missing) + before) * self.tokens
+        return tqdm(total=total, unit="tokens", desc="sweep", delay=2, leave=False, disable=not total)
 
     def _here(self, settings: Sequence[Setting], tick: Callable[[int], object]) -> Iterator[_Answer]:
         """Each setting with its record, from disk or measured and kept; None where its point is known."""
@@ -205,7 +211,9 @@ class Sweep:
         """The fewest misses for at most ``max_increase`` of perplexity (0.01 is 1 %).
 
         ``cache``: among the points of that many slots only. ``sure``: the upper end of the interval must allow it.
-        Raises ``SettingError`` where no point does.
+
+        Raises:
+            SettingError: an allowance that is none, or no point within it.
         """
         if not isinstance(max_increase, (int, float)) or not max_increase >= 0:
             raise SettingError(f"max_increase={max_increase!r} must be a share like 0.01, 0 or more")
@@ -245,19 +253,6 @@ class Sweep:
 
 def _words(setting: Setting) -> str:
     return f"{label(setting.routing)}, {label(setting.eviction)}, {setting.slots} slots"
-
-
-class _Bar:
-    """A progress bar in tokens that shows itself after two seconds of work."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="tokens", desc="sweep", delay=2, leave=False, disable=not total)
-
-    def __enter__(self) -> Callable[[int], object]:
-        return self._bar.update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("original", "cache-prior"),

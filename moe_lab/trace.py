@@ -16,8 +16,8 @@ import numpy as np
 
 from moe_lab.errors import TraceError
 from moe_lab.trace_files import READERS, WRITERS
+from moe_lab.trace_files.phases import DECODE, PREFILL
 
-PREFILL, DECODE = 0, 1
 RUN = 8
 """Tokens in a row that are compared to find a stretch of one trace in another."""
 

@@ -17,7 +17,7 @@ import numba
 from numba.core.dispatcher import Dispatcher
 
 from moe_lab.errors import ClusterError, MoELabError, SettingError
-from moe_lab.evaluation.results import class_key, code
+from moe_lab.evaluation.results import FUNCTIONS, class_key, code
 from moe_lab.eviction import EvictionPolicy
 from moe_lab.policy import Policy
 from moe_lab.routing import RoutingPolicy
@@ -197,7 +197,6 @@ class _Pickler(cloudpickle.Pickler):
         return super().reducer_override(thing)
 
 
-_FUNCTIONS = ("rank", "keep", "touch", "left", "token")
 _PLAIN = ("name", "state_size", "columns", "needs", "__doc__", "__module__", "__qualname__")
 
 
@@ -205,7 +204,7 @@ def _body(cls: type[Policy]) -> dict[str, Any]:
     """What a policy class is made of."""
     body: dict[str, Any] = {key: getattr(cls, key) for key in _PLAIN if hasattr(cls, key)}
     body |= {**cls.parameters(), **cls.tables()}
-    functions = {key: (function, function.__code__.co_filename) for key in _FUNCTIONS
+    functions = {key: (function, function.__code__.co_filename) for key in FUNCTIONS
                  if (function := getattr(cls, key, None)) is not None}
     return {"plain": body, "functions": functions, "lossy": vars(cls).get("lossy"), "title": cls.__name__}
 

@@ -159,7 +159,8 @@ def code(*more: str) -> str:
     return whole.hexdigest()
 
 
-_FUNCTIONS = ("rank", "keep", "touch", "left", "token")
+FUNCTIONS = ("rank", "keep", "touch", "left", "token")
+"""What a policy class may have as functions."""
 
 
 def policy_key(policy: Policy) -> list[Any]:
@@ -176,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 def class_key(cls: type[Policy]) -> str:
     """A hash of a policy class: its functions and what they need."""
-    functions = [getattr(cls, name, None) for name in _FUNCTIONS]
+    functions = [getattr(cls, name, None) for name in FUNCTIONS]
     sizes = [cls.state_size, getattr(cls, "columns", 0), [[n, repr(p)] for n, p in cls.parameters().items()]]
     return digest(sizes, [None if function is None else _function(function, set()) for function in functions])
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import TraceError
+from moe_lab.trace_files.phases import DECODE, PREFILL
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
     from moe_lab.trace import Trace
-
-PREFILL, DECODE = 0, 1
 
 
 def read(path: Path, experts: int | None = None) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_lab.errors import TraceError
+from moe_lab.trace_files.phases import DECODE, PREFILL
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
     from moe_lab.trace import Trace
 
 COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert")
-PREFILL, DECODE = 0, 1
 _META = "# meta "
 
 Place = dict[int, tuple[int, float]]

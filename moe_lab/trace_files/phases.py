@@ -1,0 +1,3 @@
+"""The phases of a token, as every file and :class:`moe_lab.trace.Trace` count them."""
+
+PREFILL, DECODE = 0, 1

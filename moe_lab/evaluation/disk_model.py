@@ -62,7 +62,11 @@ class DiskModel:
     @classmethod
     def of(cls, engine: Engine, compute_s: str | float | None = None, *, prompt: Sequence[int] = (0, 0)) -> DiskModel:
         """The numbers of an engine: its disk (a simulated one as it is set, else as experts come from the real one)
-        and, unless given, a token's compute: the median of a short generation after ``prompt``, reads left out."""
+        and, unless given, a token's compute: the median of a short generation after ``prompt``, reads left out.
+
+        Raises:
+            SettingError: a ``compute_s`` that is no time.
+        """
         if compute_s is None:
             room = max(_WARM + 1, min(_STEPS, engine.spec.context - len(prompt) - 1))
             steps = list(engine.stream(list(prompt), max_new_tokens=room, stop_at_end=False))

@@ -33,7 +33,11 @@ HELD_SHARE = 0.5
 
 def counted(client: Client, made: Plan, tick: Callable[[int], object]) -> tuple[
         dict[tuple[int, Task], dict[int, Counts]], dict[tuple[int, Task], MoELabError], ClusterError | None]:
-    """All tasks of a replay: counts, what failed, and why the cluster ended before its time, if it did."""
+    """All tasks of a replay: counts, what failed, and why the cluster ended before its time, if it did.
+
+    Raises:
+        SettingError: a client that is none.
+    """
     cluster = Cluster(client)
     found: dict[tuple[int, Task], dict[int, Counts]] = {}
     failed: dict[tuple[int, Task], MoELabError] = {}
@@ -99,7 +103,12 @@ class Away:
 
     def measured(self, settings: Sequence[Setting], record: dict[str, Any],
                  trace: Trace) -> Iterator[tuple[Setting, dict[str, Any] | PolicyError]]:
-        """Each setting with its record as it is done, or with the error of its policy."""
+        """Each setting with its record as it is done, or with the error of its policy.
+
+        Raises:
+            ClusterError: the cluster went away.
+            MoELabError: a worker cannot open the model.
+        """
         if not settings:
             return
         known = self._cluster.share((record, trace))
@@ -119,7 +128,11 @@ _LOCK = threading.RLock()
 
 
 def refer(recipe: Recipe) -> tuple[dict[str, Any], Trace]:
-    """Record and trace of the original routing."""
+    """Record and trace of the original routing.
+
+    Raises:
+        MoELabError: the model cannot be opened here, or is another (``ClusterError``).
+    """
     with _LOCK:
         _, reference = _opened(recipe)
         if not reference.ready:
@@ -129,7 +142,12 @@ def refer(recipe: Recipe) -> tuple[dict[str, Any], Trace]:
 
 
 def score(recipe: Recipe, known: tuple[dict[str, Any], Trace], setting: Setting) -> dict[str, Any]:
-    """The record of one setting."""
+    """The record of one setting beside the ``known`` record and trace of the original routing.
+
+    Raises:
+        PolicyError: a policy that fails on the way.
+        MoELabError: the model cannot be opened here, or is another (``ClusterError``).
+    """
     from moe_lab.evaluation.measure import measure
 
     with _LOCK:

@@ -31,7 +31,11 @@ def label(policy: Policy) -> str:
 
 
 def one_name_one_policy(policies: Sequence[Policy]) -> None:
-    """Refuse two different policies of one name; one with different parameters is the normal case."""
+    """Refuse two different policies of one name; one with different parameters is the normal case.
+
+    Raises:
+        PolicyError: their rows could not be told apart.
+    """
     known: dict[str, type[Policy]] = {}
     for policy in policies:
         other = known.setdefault(policy.name, type(policy))
@@ -41,5 +45,9 @@ def one_name_one_policy(policies: Sequence[Policy]) -> None:
 
 
 def listed(one_or_more: Any) -> list[Any]:
-    """A list of what may be one thing or several."""
+    """A list of what may be one thing or several.
+
+    >>> listed("lru"), listed(("lru", "fifo"))
+    (['lru'], ['lru', 'fifo'])
+    """
     return list(one_or_more) if isinstance(one_or_more, (list, tuple, set, range, np.ndarray)) else [one_or_more]

@@ -101,7 +101,11 @@ class Results:
 
 
 def open_results(store: str | Path | Literal[False] | None) -> Results:
-    """The folder that ``store`` means: None for the default one, False for none."""
+    """The folder that ``store`` means: None for the default one, False for none.
+
+    Raises:
+        SettingError: something else, or a folder that cannot be made.
+    """
     if store is False:
         return Results(None)
     if store is not None and not isinstance(store, (str, Path)):
@@ -126,7 +130,11 @@ def digest(*parts: Any) -> str:
 
 
 def checkpoint(files: tuple[str, ...]) -> str:
-    """A hash of weight files by their content (their names do not count), and of the configuration beside them."""
+    """A hash of weight files by their content (their names do not count), and of the configuration beside them.
+
+    Raises:
+        OSError: a file is gone.
+    """
     return _checkpoint(tuple((name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in sorted(files)))
 
 

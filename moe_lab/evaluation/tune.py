@@ -61,7 +61,11 @@ class Tuned:
     engine: Engine = field(compare=False)
 
     def write(self, path: str | Path) -> None:
-        """Write the small file that ``ml.load(..., setup=path)`` takes."""
+        """Write the small file that ``ml.load(..., setup=path)`` takes.
+
+        Raises:
+            SettingError: a place that cannot be written to.
+        """
         spec, format = self.engine.spec, self.engine.format.name
         numbers = {name: getattr(self, name) for name in (
             "seconds_per_token", "plain_seconds_per_token", "miss_rate", "increase", "increase_low", "increase_high",
@@ -158,7 +162,10 @@ def _try_out(sweep: Sweep, first: list[Setting], more: list[Setting] | None, lim
 
 
 def highest(at: Callable[[float], Point | None], limit: float) -> float:
-    """The highest penalty found whose increase is at most ``limit``, 0 for none: up the ladder, then by halving."""
+    """The highest penalty found whose increase is at most ``limit``, 0 for none: up the ladder, then by halving.
+
+    ``at`` measures a penalty; None where it could not.
+    """
     low, high = 0.0, math.inf
     for penalty in PENALTIES:
         point = at(penalty)

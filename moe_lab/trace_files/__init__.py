@@ -21,7 +21,11 @@ READERS: dict[str, Callable[[Path, int | None], dict[str, Any]]] = {
     ".csv": route_csv.read,
     ".parquet": parquet.read,
 }
-"""Suffix: a function of the path and of the experts of a layer, if they are known beforehand."""
+"""Suffix: ``(path, experts)`` gives the fields of a ``Trace`` by name, as arrays or nested lists of T tokens.
+
+``experts`` of a layer, where they are known beforehand; an id beyond them is refused at its line where a file has
+lines. Each raises a TraceError that says what was expected and where, and an OSError where there is no such file.
+"""
 
 WRITERS: dict[str, Callable[[Trace, Path], None]] = {
     ".npz": npz.write,
@@ -29,5 +33,6 @@ WRITERS: dict[str, Callable[[Trace, Path], None]] = {
     ".csv": route_csv.write,
     ".parquet": parquet.write,
 }
+"""Suffix: ``(trace, path)`` writes a trace. Each raises a TraceError for what its format cannot hold."""
 
 __all__ = ["READERS", "WRITERS"]

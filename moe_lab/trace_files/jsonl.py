@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 
 def read(path: Path, experts: int | None = None) -> dict[str, Any]:
-    """The fields of a trace."""
+    """The fields of a trace, (T, L, K) lists filled up with -1 (ids) and 0 (weights).
+
+    Raises:
+        TraceError: a line that is no such object, an id out of range or twice, fewer tokens than the first line says.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (path := Path(folder) / "a.jsonl").write_text('{"layers": [[0, 1]]}\\n{"layers": [[2]]}')
+        ...     read(path)["ids"]
+        [[[0, 1]], [[2, -1]]]
+    """
     rows: list[dict[str, Any]] = []
     line = 0
     with path.open(encoding="utf-8") as file:
@@ -85,7 +96,11 @@ def _lists(value: Any, *kinds: type) -> bool:
 
 
 def write(trace: Trace, path: Path) -> None:
-    """All but router logits; unused places are left out, so that they come back behind the used ones."""
+    """All but router logits; unused places are left out, so that they come back behind the used ones.
+
+    Raises:
+        TraceError: a trace without tokens, which would leave no line.
+    """
     if not len(trace):
         raise TraceError(f"{path}: a .jsonl has one line a token, and this trace has none; write .npz")
     with whole(path) as file:

@@ -23,7 +23,11 @@ OPTIONAL = ("weights", "tokens", "logits")
 
 
 def read(path: Path, experts: int | None = None) -> dict[str, Any]:
-    """The fields of a trace."""
+    """The fields of a trace, arrays of the file's own types.
+
+    Raises:
+        TraceError: a damaged archive, pickles, or no array ``ids`` (T, L, K) of whole numbers.
+    """
     try:
         with path.open("rb") as raw, zipfile.ZipFile(raw) as archive, np.load(raw, allow_pickle=False) as file:
             if (broken := archive.testzip()) is not None:
@@ -43,7 +47,17 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
 
 
 def write(trace: Trace, path: Path) -> None:
-    """All of the trace."""
+    """All of the trace, arrays as they are: ids (T, L, K) int32, weights float32, logits (T, L, E) float16.
+
+    Example:
+        >>> import tempfile
+        >>> from moe_lab.trace import Trace
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Trace(ids=np.array([[[0, 1]], [[2, 1]]]), experts=4), path := Path(folder) / "a.npz")
+        ...     found = read(path)
+        >>> found["ids"].tolist(), found["experts"]
+        ([[[0, 1]], [[2, 1]]], 4)
+    """
     arrays: dict[str, Any] = {"ids": trace.ids, "phase": trace.phase, "experts": np.int64(trace.experts),
                               "meta": np.array(json.dumps(dict(trace.meta)))}
     more = {name: value for name in OPTIONAL if (value := getattr(trace, name)) is not None}

@@ -35,7 +35,11 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
 
 
 def read(path: Path, experts: int | None = None) -> dict[str, Any]:
-    """The fields of a trace. Rows may come in any order, each token with every layer once."""
+    """The fields of a trace, arrays (T, L, ...). Rows may come in any order, each token with every layer once.
+
+    Raises:
+        TraceError: no pyarrow, a damaged file, a column that is missing or of another type, rows missing or twice.
+    """
     arrow, parquet = _pyarrow(path)
     try:
         with path.open("rb") as file:
@@ -110,7 +114,11 @@ def _lists(table: Any, name: str, path: Path, arrow: Any) -> np.ndarray:
 
 
 def write(trace: Trace, path: Path) -> None:
-    """All of the trace."""
+    """All of the trace, in T x L rows, compressed by zstd.
+
+    Raises:
+        TraceError: no pyarrow.
+    """
     arrow, parquet = _pyarrow(path)
     T, L = len(trace), trace.L
     columns: dict[str, Any] = {"step": arrow.array(np.repeat(np.arange(T), L)),

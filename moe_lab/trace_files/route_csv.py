@@ -51,7 +51,19 @@ class _Rows:
 
 
 def read(path: Path, experts: int | None = None) -> dict[str, Any]:
-    """The fields of a trace."""
+    """The fields of a trace, arrays (T, L, K): ids int32, -1 where a token has fewer, weights float32.
+
+    Raises:
+        TraceError: a row that is none, an id out of range, a slot twice or missing, fewer rows than the header says.
+
+    Example:
+        >>> import tempfile
+        >>> text = "turn,phase,step,layer,slot,expert\\n0,1,0,0,0,5\\n0,1,0,0,1,2\\n"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (path := Path(folder) / "a.csv").write_text(text)
+        ...     read(path)["ids"].tolist()
+        [[[5, 2]]]
+    """
     rows = _Rows(experts)
     line, text = 0, ""
     with path.open(encoding="utf-8", newline="") as file:

@@ -76,7 +76,8 @@ class Cluster:
         waiting, seen = set(futures), time.monotonic()
         while waiting:
             self._wait(waiting)
-            for future in [one for one in waiting if one.status != "pending"]:
+            # lost: with its worker, before it came here; the scheduler has it made again
+            for future in [one for one in waiting if one.status not in ("pending", "lost")]:
                 answer = self._answer(future)
                 waiting.discard(future)
                 yield futures[future], answer
@@ -104,7 +105,7 @@ class Cluster:
             return 0
 
     def _answer(self, future: Future) -> Any:
-        if future.status in ("cancelled", "lost"):
+        if future.status == "cancelled":
             raise self._gone("the scheduler does not answer")
         try:
             answer, failure = future.result(timeout=PATIENCE_S)

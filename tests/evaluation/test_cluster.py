@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ distributed = pytest.importorskip("distributed")
 from moe_lab.evaluation import cluster as spreading  # noqa: E402 - only where distributed is
 from moe_lab.evaluation import errands  # noqa: E402
 from moe_lab.evaluation import measure as measuring  # noqa: E402
+from moe_lab.evaluation.cluster import Cluster  # noqa: E402
 from moe_lab.evaluation.counting import Task, count  # noqa: E402
+from moe_lab.eviction import LRU  # noqa: E402
 
 # A client whose scheduler is gone tries to connect again, and leaves the socket of its last try to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -121,6 +124,35 @@ def test_a_killed_worker_costs_time_and_nothing_else(client: Any, trace: ml.Trac
     assert there.rows == ml.replay(trace, **arguments).rows
     client.wait_for_workers(2, timeout=60)
     assert set(client.run(os.getpid).values()) != before
+
+
+def test_an_answer_lost_with_its_worker_is_made_again(client: Any, trace: ml.Trace,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, wait = [], Cluster._wait
+
+    def slow(trace: ml.Trace, task: Task) -> Any:
+        time.sleep(0.5)
+        return count(trace, task)
+
+    def too_late(self: Cluster, waiting: set[Any]) -> None:
+        """The first time, when all is done and before it is fetched, the worker that has it dies."""
+        if not lost:
+            distributed.wait(list(waiting))
+            (future,) = waiting
+            (worker,) = client.who_has([future])[future.key]
+            client.run(os.kill, client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL, workers=[worker],
+                       on_error="ignore")
+            while future.status == "finished":
+                time.sleep(0.01)
+            lost.append(future.status)
+        wait(self, waiting)
+
+    monkeypatch.setattr(Cluster, "_wait", too_late)
+    cluster, task = Cluster(client), Task(LRU(), (4,))
+    ((place, answer),) = cluster.spread(slow, [((cluster.share(trace),), (task,))])
+    assert lost == ["lost"] and place == 0
+    assert answer[4].misses.tolist() == count(trace, task)[4].misses.tolist()
+    client.wait_for_workers(2, timeout=60)
 
 
 def test_a_job_that_kills_every_worker_is_named(client: Any, trace: ml.Trace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -551,6 +551,13 @@ def test_a_press_and_half_typed_words_outlast_a_view_that_is_made_anew(board):
     assert board.ask("lab.state") == "running"
     board.page.mouse.up()
     state(board, "stopped")
+    board.page.hover(f"{BOARD} canvas.map", position={"x": 60, "y": 10})
+    board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Layer 0, expert')")
+    line = board.page.locator(f"{BOARD} .cell").text_content()
+    renew()
+    board.until("line => document.querySelector('.moelab .cell').textContent === line", line)
+    board.page.mouse.move(5, 5)
+    board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Point at an expert')")
 
 
 def test_two_dashboards_show_one_engine_and_either_stops_it(board):

@@ -458,7 +458,7 @@ function map(b) {
   const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   /** @type {Geometry | null} */ let g = null;
   /** @type {Uint8Array | null} */ let shown = null;
-  let labelled = 0, asked = 0, timer = 0, cursor = false, dpr = 1, spotted = { row: -1, col: -1 };
+  let labelled = 0, asked = 0, timer = 0, cursor = s.looking && !s.held, dpr = 1, spotted = { row: -1, col: -1 };
 
   /** @param {Frame} f */
   function layout(f) {
@@ -537,6 +537,7 @@ function map(b) {
   };
   canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => { const to = under(e); if (to && !s.held) { cursor = true; go(to); } }, b.on);
   canvas.addEventListener("pointerleave", left, b.on);
+  if (cursor) document.addEventListener("pointermove", (e) => { if (e.target !== canvas) left(); }, { once: true, ...b.on });   // a pointer that stood on the view before this one
   canvas.addEventListener("click", (/** @type {PointerEvent} */ e) => { const to = under(e); if (!to) return; s.held = !(s.held && to.row === s.at.row && to.col === s.at.col); go(to); words(); }, b.on);
   canvas.addEventListener("focus", () => { cursor = true; ask(); words(); if (s.frame) paint(s.frame); }, b.on);
   canvas.addEventListener("blur", left, b.on);

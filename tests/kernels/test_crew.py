@@ -61,6 +61,11 @@ def threads():
     crew.set_threads(None)
 
 
+on_two_cores = pytest.mark.skipif(
+    hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < 2,
+    reason="on one core helpers come in when the caller sleeps, which it does not")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_every_piece_is_done_once_and_those_behind_the_barrier_after_all_before_it(made, piece, count):
     mine = made(count)
@@ -71,8 +76,7 @@ def test_every_piece_is_done_once_and_those_behind_the_barrier_after_all_before_
         assert (job[2:52] == 1).all() and job[1] == 0 and (job[52:] == 0).all()
 
 
-@pytest.mark.skipif(hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < 2,
-                    reason="on one core helpers come in when the caller sleeps, which it does not")
+@on_two_cores
 def test_helpers_come_in_where_there_is_time(made, piece):
     mine, job = made(3, spins=1_000_000), np.zeros(64, np.int64)
     deadline = time.monotonic() + PATIENCE_S
@@ -81,6 +85,7 @@ def test_helpers_come_in_where_there_is_time(made, piece):
     assert time.monotonic() < deadline
 
 
+@on_two_cores
 def test_helpers_that_sleep_wake_again(made, piece):
     mine, job, deadline = made(2, spins=20_000), np.zeros(64, np.int64), time.monotonic() + PATIENCE_S
     for _ in range(3):

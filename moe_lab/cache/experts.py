@@ -14,6 +14,7 @@ import numpy as np
 from moe_lab.cache.held import Held, Traffic
 from moe_lab.cache.slots import LayerSlots
 from moe_lab.errors import ReadError
+from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
 from moe_lab.store import Readers
 
@@ -49,15 +50,13 @@ class ExpertCache:
         ``evicted`` (K,) are the experts that the walk dropped for them. If a read fails, none of the
         experts that were on their way is resident.
         """
-        here, state = self.layers[layer], self.states[layer]
-        slots = here.slot_of[ids]
-        slots[ids < 0] = -1
-        missing = np.nonzero((slots < 0) & (ids >= 0))[0]
-        if missing.size:
+        here, slots = self.layers[layer], np.empty(ids.size, np.int32)
+        if find_places(here.slot_of, ids, slots):
+            missing = np.nonzero((slots < 0) & (ids >= 0))[0]
             for expert in evicted[evicted >= 0]:
                 here.release(int(expert))
-            self._load(layer, [int(e) for e in ids[missing]], here, state, traffic)
-            slots[missing] = here.slot_of[ids[missing]]
+            self._load(layer, [int(e) for e in ids[missing]], here, self.states[layer], traffic)
+            find_places(here.slot_of, ids, slots)
         return slots
 
     def _load(self, layer: int, experts: list[int], here: LayerSlots, state: LayerState, traffic: Traffic,

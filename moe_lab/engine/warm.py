@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_lab.eviction import EvictionPolicy
 from moe_lab.kernels.formats import Format
+from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.walk import walk
 from moe_lab.routing import RoutingPolicy
@@ -47,6 +48,7 @@ def _steps(format: Format, routing: RoutingPolicy, eviction: EvictionPolicy, top
     yield lambda: format.ffn_token(x[0], arena, slots, gates, out[0], F, "silu")
     if format.grouped:
         yield lambda: format.ffn_rows(x, arena[0], out, F, "silu")
+    yield lambda: find_places(slots, slots, slots)
     state = LayerState.new(2 * K, K, K, routing, eviction)
     logits = np.zeros((1, 2 * K), np.float32)
     yield lambda: walk(state, logits, logits)

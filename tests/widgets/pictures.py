@@ -21,7 +21,7 @@ CELL = """import moe_lab as ml
 from moe_lab_widgets import Lab
 
 engine = ml.load("pocket", cache="25%", disk=ml.Disk("100 MB/s"))
-lab = Lab(engine, max_new_tokens=1900, temperature=0.8, seed=3)
+lab = Lab(engine, max_new_tokens=1900, temperature=0.8, seed=8)
 lab"""
 STYLE = "body { caret-color: transparent } .jp-OutputPrompt, .jp-InputPrompt { opacity: .6 }"
 
@@ -44,7 +44,7 @@ def _write(tab: Any, tokens: int) -> None:
     tab.until_asked(f"engine.telemetry.token > {2 * tokens}", 60)
     tab.do("lab.routing = 'cache-prior'")
     tab.until_asked(f"engine.telemetry.token > {3 * tokens}", 60)
-    tab.do("lab.penalty = 0.8")
+    tab.do("lab.penalty = 0.4")
     tab.until_asked(f"engine.telemetry.token > {4 * tokens}", 60)
 
 

@@ -552,7 +552,7 @@ def test_a_press_and_half_typed_words_outlast_a_view_that_is_made_anew(board):
     board.page.mouse.up()
     state(board, "stopped")
     board.page.hover(f"{BOARD} canvas.map", position={"x": 60, "y": 10})
-    board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Layer 0, expert')")
+    board.until(r"() => /^Layer 0, expert.*\nrank /.test(document.querySelector('.moelab .cell').textContent)")      # the kernel has answered
     line = board.page.locator(f"{BOARD} .cell").text_content()
     renew()
     board.until("line => document.querySelector('.moelab .cell').textContent === line", line)

@@ -4,20 +4,39 @@ Knows how kernels are compiled: without the GIL, kept on disk between processes,
 fast-math promises the compiler that there is no infinity, and routers mask with -inf.
 
 numba keeps a compiled kernel until the file it stands in changes, but does not look at the files of the
-functions it calls; here any change in this folder makes all of its kernels afresh.
+functions it calls; here any change in this folder makes all of its kernels afresh. Machine code of several
+processes meets on disk, so the names inside it are drawn by lot.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _own_names() -> None:
+    """Begin to number functions at a random place.
+
+    numba names machine code by qualified name, types and a number that counts from 1 in every process. Siblings that
+    close over different functions then bear one name if two processes made them, and whoever finds both on disk runs
+    one of them in the place of the other: bfloat16 weights were read as float32.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
+
+
+_own_names()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_own_names)
 
 
 @functools.cache

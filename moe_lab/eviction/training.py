@@ -33,7 +33,8 @@ class _AsRecorded(Policy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Score = logit."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
 
 
 def train(trace: Trace, horizon: int, epochs: int, seed: int) -> np.ndarray:

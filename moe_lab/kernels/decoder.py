@@ -154,7 +154,9 @@ def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, key
     rms_norm(x, norm, a.eps[0], room.h)
     product(router, room.h, logits)
     if softmax:
-        top, total = logits.max(), _f(0)
+        top, total = logits[0], _f(0)
+        for e in range(logits.size):        # logits.max() would take numba a second to compile
+            top = max(top, logits[e])
         for e in range(logits.size):
             weights[e] = math.exp(logits[e] - top)
             total += weights[e]

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
@@ -35,7 +34,7 @@ from moe_lab.kernels.job import (
     filled,
     job_of,
 )
-from moe_lab.kernels.pointers import SIGNATURES, ints_at, pointer
+from moe_lab.kernels.pointers import SIGNATURES, array_at, ints_at
 
 
 class Steps(NamedTuple):
@@ -117,7 +116,7 @@ def piece_kernel(steps: Steps) -> Callable[..., Any]:
 
     @jit(name=f"piece of a token {steps.name}")
     def piece(address, item):  # type: ignore[no-untyped-def]
-        job = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        job = array_at(address, (len(FIELDS),), np.int64)
         K, F, D = job[TOP_K], job[HIDDEN], job[WIDTH]
         slots, cuts = ints_at(job[SLOTS], K), filled(F, UP_ROWS) // UP_ROWS
         if item < K * cuts:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.layout import Stats
-from moe_lab.kernels.pointers import pointer
+from moe_lab.kernels.pointers import array_at
 
 FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size", "routing_parameters",
           "eviction_parameters", "memory_words",
@@ -55,31 +54,31 @@ def opened(block: np.ndarray) -> Layer:
     """The arrays that ``block`` (int64) points to."""
     E = block[EXPERTS]
     stats = Stats(
-        numba.carray(pointer(block[LAST_USE]), (E,), np.int64),
-        numba.carray(pointer(block[ARRIVED]), (E,), np.int64),
-        numba.carray(pointer(block[USES]), (E,), np.int64),
-        numba.carray(pointer(block[OWN_COLUMNS]), (block[COLUMNS], E), np.float64),
+        array_at(block[LAST_USE], (E,), np.int64),
+        array_at(block[ARRIVED], (E,), np.int64),
+        array_at(block[USES], (E,), np.int64),
+        array_at(block[OWN_COLUMNS], (block[COLUMNS], E), np.float64),
     )
     return Layer(
-        numba.carray(pointer(block[RESIDENT]), (E,), np.bool_),
+        array_at(block[RESIDENT], (E,), np.bool_),
         stats,
-        numba.carray(pointer(block[CLOCK]), (1,), np.int64),
-        numba.carray(pointer(block[ROUTING_STATE]), (block[ROUTING_SIZE],), np.float64),
-        numba.carray(pointer(block[EVICTION_STATE]), (block[EVICTION_SIZE],), np.float64),
-        numba.carray(pointer(block[ROUTING_PARAMS]), (block[ROUTING_PARAMETERS],), np.float64),
-        numba.carray(pointer(block[EVICTION_PARAMS]), (block[EVICTION_PARAMETERS],), np.float64),
-        numba.carray(pointer(block[LOGITS]), (E,), np.float32),
-        numba.carray(pointer(block[BEFORE]), (E,), np.bool_),
-        numba.carray(pointer(block[SCORES]), (E,), np.float32),
-        numba.carray(pointer(block[KEYS]), (E,), np.int64),
-        numba.carray(pointer(block[MARKS]), (E + 1,), np.int64),
-        numba.carray(pointer(block[REPORT]), (2,), np.int64),
+        array_at(block[CLOCK], (1,), np.int64),
+        array_at(block[ROUTING_STATE], (block[ROUTING_SIZE],), np.float64),
+        array_at(block[EVICTION_STATE], (block[EVICTION_SIZE],), np.float64),
+        array_at(block[ROUTING_PARAMS], (block[ROUTING_PARAMETERS],), np.float64),
+        array_at(block[EVICTION_PARAMS], (block[EVICTION_PARAMETERS],), np.float64),
+        array_at(block[LOGITS], (E,), np.float32),
+        array_at(block[BEFORE], (E,), np.bool_),
+        array_at(block[SCORES], (E,), np.float32),
+        array_at(block[KEYS], (E,), np.int64),
+        array_at(block[MARKS], (E + 1,), np.int64),
+        array_at(block[REPORT], (2,), np.int64),
     )
 
 
 @jit(helper=True)
 def remember(block: np.ndarray) -> None:
     """Copy what the kernels change, so that it can be put back."""
-    memory = numba.carray(pointer(block[MEMORY]), (block[MEMORY_WORDS],), np.int64)
-    shadow = numba.carray(pointer(block[SHADOW]), (block[MEMORY_WORDS],), np.int64)
+    memory = array_at(block[MEMORY], (block[MEMORY_WORDS],), np.int64)
+    shadow = array_at(block[SHADOW], (block[MEMORY_WORDS],), np.int64)
     copied(memory, shadow)

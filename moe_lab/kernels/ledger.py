@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numba
 import numpy as np
 
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layer import FIELDS, opened
-from moe_lab.kernels.pointers import pointer
+from moe_lab.kernels.pointers import array_at
 from moe_lab.kernels.record import OTHER, WHOLE, Log, Ring, Spent, Totals
 from moe_lab.kernels.walk import Walked
 
@@ -63,18 +62,20 @@ def enter(book: np.ndarray, page: np.ndarray, rows: np.ndarray, token: int, row:
     """
     ring, totals, (routes, spent), log = _ring(book), _totals(book), _page(book, page), _log(book, rows)
     T, N, hits, misses, swapped, mass = page[0], book[0], 0, 0, 0, 0.0
+    read_bytes, wait_s, route_s, experts_s = 0, 0.0, 0.0, 0.0
     for layer in range(book[2]):
         for t in range(T):
             hit, miss, swap = _count(totals, log, routes, layer, t, token + t, row + t)
             hits, misses, swapped, mass = hits + hit, misses + miss, swapped + swap, mass + routes.mass[layer, t]
             if t >= T - N:
                 _to_ring(ring, routes, layer, t, (token + t) % N)
+        read_bytes, wait_s = read_bytes + spent.read_bytes[layer], wait_s + spent.wait_s[layer]
+        route_s, experts_s = route_s + spent.route_s[layer], experts_s + spent.experts_s[layer]
         _end_of_pass(ring, totals, spent, book[LAYERS + layer], layer, token + T - 1)
     for t in range(T):
         log.phase[row + t] = phase
         ring.phase[(token + t) % N], ring.total_s[(token + t) % N] = phase, total_s / T
-    wait_s, route_s, experts_s = np.sum(spent.wait_s), np.sum(spent.route_s), np.sum(spent.experts_s)
-    whole = (T, hits, misses, swapped, T * book[2], np.sum(spent.read_bytes))
+    whole = (T, hits, misses, swapped, T * book[2], read_bytes)
     other = (mass, wait_s, route_s, experts_s, max(0.0, total_s - wait_s - route_s - experts_s))
     for i in range(len(whole)):
         log.whole[phase, i] += whole[i]
@@ -116,7 +117,7 @@ def _end_of_pass(ring: Ring, totals: Totals, spent: Spent, block: int, layer: in
     at, detail = last % ring.ids.shape[0], last % ring.logits.shape[0]
     ring.read_bytes[at, layer], ring.wait_s[at, layer] = spent.read_bytes[layer], spent.wait_s[layer]
     ring.route_s[at, layer], ring.experts_s[at, layer] = spent.route_s[layer], spent.experts_s[layer]
-    here = opened(numba.carray(pointer(block), (WORDS,), np.int64))
+    here = opened(array_at(block, (WORDS,), np.int64))
     for e in range(here.logits.size):
         ring.logits[detail, layer, e], ring.resident[detail, layer, e] = here.logits[e], here.before[e]
         totals.scores[layer, e], totals.resident[layer, e] = here.scores[e], here.resident[e]
@@ -126,33 +127,33 @@ def _end_of_pass(ring: Ring, totals: Totals, spent: Spent, block: int, layer: in
 def _ring(book: np.ndarray) -> Ring:
     N, M, L, E, K, at = book[0], book[1], book[2], book[3], book[4], book[RING:TOTALS]
     return Ring(
-        numba.carray(pointer(at[0]), (N, L, K), np.int32), numba.carray(pointer(at[1]), (N, L, K), np.bool_),
-        numba.carray(pointer(at[2]), (N, L, K), np.int16), numba.carray(pointer(at[3]), (N, L, K), np.int32),
-        numba.carray(pointer(at[4]), (N, L), np.int64), numba.carray(pointer(at[5]), (N, L), np.float64),
-        numba.carray(pointer(at[6]), (N, L), np.float64), numba.carray(pointer(at[7]), (N, L), np.float64),
-        numba.carray(pointer(at[8]), (N,), np.float64), numba.carray(pointer(at[9]), (N,), np.uint8),
-        numba.carray(pointer(at[10]), (M, L, E), np.float32), numba.carray(pointer(at[11]), (M, L, E), np.bool_),
+        array_at(at[0], (N, L, K), np.int32), array_at(at[1], (N, L, K), np.bool_),
+        array_at(at[2], (N, L, K), np.int16), array_at(at[3], (N, L, K), np.int32),
+        array_at(at[4], (N, L), np.int64), array_at(at[5], (N, L), np.float64),
+        array_at(at[6], (N, L), np.float64), array_at(at[7], (N, L), np.float64),
+        array_at(at[8], (N,), np.float64), array_at(at[9], (N,), np.uint8),
+        array_at(at[10], (M, L, E), np.float32), array_at(at[11], (M, L, E), np.bool_),
     )
 
 
 @jit(cache=False)
 def _totals(book: np.ndarray) -> Totals:
     L, E, at = book[2], book[3], book[TOTALS:LAYERS]
-    return Totals(numba.carray(pointer(at[0]), (L, E, 3), np.int64), numba.carray(pointer(at[1]), (L, E), np.bool_),
-                  numba.carray(pointer(at[2]), (L, E), np.float32))
+    return Totals(array_at(at[0], (L, E, 3), np.int64), array_at(at[1], (L, E), np.bool_),
+                  array_at(at[2], (L, E), np.float32))
 
 
 @jit(cache=False)
 def _page(book: np.ndarray, page: np.ndarray) -> tuple[Walked, Spent]:
     L, T, shape, at = book[2], page[0], (book[2], page[0], book[4]), page[1:]
     routes = Walked(
-        numba.carray(pointer(at[0]), shape, np.int32), numba.carray(pointer(at[1]), shape, np.float32),
-        numba.carray(pointer(at[2]), shape, np.bool_), numba.carray(pointer(at[3]), shape, np.int32),
-        numba.carray(pointer(at[4]), shape, np.int16), numba.carray(pointer(at[5]), (L, T), np.float32),
+        array_at(at[0], shape, np.int32), array_at(at[1], shape, np.float32),
+        array_at(at[2], shape, np.bool_), array_at(at[3], shape, np.int32),
+        array_at(at[4], shape, np.int16), array_at(at[5], (L, T), np.float32),
     )
     return routes, Spent(
-        numba.carray(pointer(at[6]), (L,), np.int64), numba.carray(pointer(at[7]), (L,), np.float64),
-        numba.carray(pointer(at[8]), (L,), np.float64), numba.carray(pointer(at[9]), (L,), np.float64),
+        array_at(at[6], (L,), np.int64), array_at(at[7], (L,), np.float64),
+        array_at(at[8], (L,), np.float64), array_at(at[9], (L,), np.float64),
     )
 
 
@@ -160,7 +161,7 @@ def _page(book: np.ndarray, page: np.ndarray) -> tuple[Walked, Spent]:
 def _log(book: np.ndarray, rows: np.ndarray) -> Log:
     N, L, K = rows[0], book[2], book[4]
     return Log(
-        numba.carray(pointer(rows[1]), (N, L, K), np.int32), numba.carray(pointer(rows[2]), (N, L, K), np.float32),
-        numba.carray(pointer(rows[3]), (N,), np.uint8), numba.carray(pointer(rows[4]), (2, WHOLE), np.int64),
-        numba.carray(pointer(rows[5]), (2, OTHER), np.float64),
+        array_at(rows[1], (N, L, K), np.int32), array_at(rows[2], (N, L, K), np.float32),
+        array_at(rows[3], (N,), np.uint8), array_at(rows[4], (2, WHOLE), np.int64),
+        array_at(rows[5], (2, OTHER), np.float64),
     )

@@ -26,7 +26,8 @@ class BoundedRegret(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Pairs of weakest missing and best resident, until the sum of their differences would pass the bound."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, K)
         whole = 0.0
         for e in order:

@@ -40,7 +40,8 @@ class Cecar(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Score = logit + bonus in float32; then the token's own uses are counted."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, K)
         if len(order) == 0:
             return

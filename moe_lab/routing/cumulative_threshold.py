@@ -29,7 +29,8 @@ class CumulativeThreshold(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """As Max-Rank, the window counted until the mass is reached."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, len(logits))
         if len(order) == 0:
             return

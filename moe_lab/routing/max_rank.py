@@ -27,7 +27,8 @@ class MaxRank(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Head +inf, residents of the window above all logits, the others by their logit."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, max(K, int(params[0]), int(params[1])))
         for i in range(len(order)):
             if i < int(params[1]):

@@ -16,4 +16,5 @@ class Original(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Score = logit."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]

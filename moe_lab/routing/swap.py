@@ -26,7 +26,8 @@ class Swap(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Missing experts of the tail, the last first, are exchanged for residents outside the first K."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, K)
         liked = logits.copy()
         if params[1] > 0.0:

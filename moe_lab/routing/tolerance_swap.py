@@ -25,7 +25,8 @@ class ToleranceSwap(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """The cheapest missing meets the best resident outside the first K; the first pair too far apart ends it."""
-        scores[:] = logits
+        for e in range(len(logits)):
+            scores[e] = logits[e]
         order = best(logits, K)
         others, taken = standby(logits, logits, resident, order), 0
         for i in range(len(order) - 1, int(params[1]) - 1, -1):

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from moe_lab.kernels import crew
 from moe_lab.kernels.crew import Crew, address_of, run
 from moe_lab.kernels.formats import FORMATS, quantised
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.pointers import SIGNATURES, add_to_word, load_word, pointer
+from moe_lab.kernels.pointers import SIGNATURES, add_to_word, array_at, load_word
 
 PATIENCE_S = 120
 """What no test here comes near, unless something hangs."""
@@ -28,7 +27,7 @@ PATIENCE_S = 120
 @jit(cache=False)
 def mark(job, item):
     """A piece that notes how often it was done, and whether all before the barrier were (job: barrier, counts)."""
-    words = numba.carray(pointer(job), (64,), np.int64)
+    words = array_at(job, (64,), np.int64)
     if item >= words[0]:
         for i in range(words[0]):
             if load_word(job + 8 * (2 + i)) == 0:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
 from moe_lab.kernels.activation import gated
@@ -44,7 +43,7 @@ from moe_lab.kernels.job import (
     whole,
 )
 from moe_lab.kernels.panels import BLOCK, SCALES, products, row_products
-from moe_lab.kernels.pointers import floats_at, pointer
+from moe_lab.kernels.pointers import array_at, floats_at
 
 
 def counts(rows: int, columns: int) -> tuple[int, int]:
@@ -153,7 +152,7 @@ def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
 
     @jit(name=f"piece of rows q{bits} {path}")
     def piece(address, item):  # type: ignore[no-untyped-def]
-        job = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        job = array_at(address, (len(FIELDS),), np.int64)
         D, F, n, phase = job[WIDTH], job[HIDDEN], job[COUNT], job[PHASE]
         wide, deep = filled(D, GROUP), filled(F, GROUP)
         across, within = wide // GROUP, deep // GROUP

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
 from moe_lab.kernels.crew import run
@@ -18,7 +17,7 @@ from moe_lab.kernels.halves import widened_bf16, widened_f16
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP, PANEL, filled, whole
 from moe_lab.kernels.panels import BLOCK
-from moe_lab.kernels.pointers import floats_at, pointer, shorts_at
+from moe_lab.kernels.pointers import array_at, floats_at, shorts_at
 from moe_lab.kernels.vectors import load_bf16, load_f32
 
 FIELDS = ("gate", "up", "down", "slot", "width", "hidden", "kind", "item")
@@ -90,7 +89,7 @@ def expert_encoder(bits: int, write_group: Callable[..., Any]) -> Callable[..., 
 
     @jit(name=f"encode q{bits}")
     def encode(address, number):  # type: ignore[no-untyped-def]
-        f = numba.carray(pointer(address), (len(FIELDS),), np.int64)
+        f = array_at(address, (len(FIELDS),), np.int64)
         D, F, kind, item, slot = f[WIDTH], f[HIDDEN], f[KIND], f[ITEM], f[SLOT]
         values = np.empty(GROUP, dtype=np.float32)
         pairs, downs = 2 * (filled(F, PANEL) // PANEL), filled(D, PANEL) // PANEL

@@ -30,6 +30,7 @@ from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.engine.text import stop_strings, to_ids, window_of
+from moe_lab.engine.warm import Ahead, for_tokens
 from moe_lab.errors import BusyError, SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels.formats import Format
@@ -53,7 +54,7 @@ class Engine:
     """
 
     def __init__(self, model: StreamedModel, experts: ExpertCache, format: Format, routing: RoutingPolicy,
-                 eviction: EvictionPolicy, disk: Disk | None, seed: int, dense: str) -> None:
+                 eviction: EvictionPolicy, disk: Disk | None, seed: int, dense: str, ahead: Ahead) -> None:
         self.spec: ModelSpec = model.spec
         self.hf: Any = model.hf
         self.tokenizer: Any = model.tokenizer
@@ -73,6 +74,8 @@ class Engine:
         self._touched_dense = dense_bytes_touched(self.hf)
         model.connect(self._blocks)
         passes.watch(self)
+        self._ahead = ahead
+        ahead.add(for_tokens(self), awaited=lambda: self.busy)
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -308,6 +311,12 @@ class Engine:
         """Kernels that go on with the text in ``past`` up to ``room`` tokens; None where they do not know the model."""
         found = self._decoder()
         return None if isinstance(found, str) else LeanDecode(found, self._blocks, past, room)
+
+    def compile_decoding(self) -> None:
+        """Compile the kernels of ``lean_decode``, where there are any."""
+        lean = self.lean_decode(self.new_past(), 1)
+        if lean is not None:
+            lean.compile()
 
     def _decoder(self) -> Decoder | str:
         """The dense part as it is now (a hook may have come, a module may have gone)."""

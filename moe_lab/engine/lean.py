@@ -8,6 +8,7 @@ those of a float32 model than transformers' own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import numpy as np
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.kernels.decoder import Room, dense_layer, to_router
 from moe_lab.kernels.dense import head, look_up
-from moe_lab.models.decoder import Decoder
+from moe_lab.kernels.jit import compile_for
+from moe_lab.models.decoder import Decoder, DecoderLayer
 from moe_lab.models.quantised import bits_of
 
 
 class LeanDecode:
-    """Decodes one text of at most ``room`` tokens, after the prompt that ``past`` holds (transformers' cache).
+    """Decodes one text of at most ``room`` tokens, after what ``past`` holds of it (transformers' cache).
 
     Keys and values lie in (G, room, S) arrays of the model's own type, for each layer.
     """
@@ -36,9 +38,10 @@ class LeanDecode:
         shape = decoder.G, room, S
         self._keys = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
         self._values = [np.empty(shape, dtype=decoder.embedding.dtype) for _ in decoder.layers]
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            keys[:, : self.position] = bits_of(past.layers[layer].keys[0])
-            values[:, : self.position] = bits_of(past.layers[layer].values[0])
+        before = past.layers if self.position else []
+        for layer, keys, values in zip(before, self._keys, self._values, strict=False):
+            keys[:, : self.position] = bits_of(layer.keys[0])
+            values[:, : self.position] = bits_of(layer.values[0])
         f = np.float32
         self._room = Room(np.zeros(D, f), np.zeros((decoder.H, S), f), np.zeros((decoder.G, S), f),
                           np.zeros((decoder.G, S), f), np.zeros((decoder.H, S), f), np.zeros(D, f), np.zeros(room, f),
@@ -49,16 +52,31 @@ class LeanDecode:
 
     def __call__(self, token: int) -> np.ndarray:
         """Logits (V,) float32 after ``token``; the same memory each time."""
-        d, x, t, room = self.decoder, self._x, self.position, self._room
-        cos, sin = self._cos[t], self._sin[t]
+        d, x, room = self.decoder, self._x, self._room
         look_up(d.embedding, token, x)
         for layer, keys, values in zip(d.layers, self._keys, self._values, strict=True):
-            if layer.moe is None:
-                dense_layer(x, layer.attention, cos, sin, keys, values, t, room, layer.norm, layer.ffn, d.activation)
-            else:
-                to_router(x, layer.attention, cos, sin, keys, values, t, room, layer.norm, layer.router, self._softmax,
-                          self._logits[0], self._weights[0], layer.ffn, d.activation)
+            kernel, arguments = self._layer(layer, keys, values)
+            kernel(*arguments)
+            if layer.moe is not None:
                 x += self.blocks.token(layer.moe, room.h, self._logits, self._weights)
         head(x, d.norm, d.eps, d.head, room.h, self._out)
         self.position += 1
         return self._out
+
+    def _layer(self, layer: DecoderLayer, keys: np.ndarray, values: np.ndarray) -> tuple[Callable[..., None], Any]:
+        """The kernel of a layer, and what it is called with at the present position."""
+        d, t = self.decoder, self.position
+        some = self._x, layer.attention, self._cos[t], self._sin[t], keys, values, t, self._room, layer.norm
+        if layer.moe is None:
+            return dense_layer, (*some, layer.ffn, d.activation)
+        return to_router, (*some, layer.router, self._softmax, self._logits[0], self._weights[0], layer.ffn,
+                           d.activation)
+
+    def compile(self) -> None:
+        """Compile all that a token needs beside its experts; nothing is computed."""
+        d = self.decoder
+        compile_for(look_up, d.embedding, 0, self._x)
+        for layer, keys, values in zip(d.layers, self._keys, self._values, strict=True):
+            kernel, arguments = self._layer(layer, keys, values)
+            compile_for(kernel, *arguments)
+        compile_for(head, self._x, d.norm, d.eps, d.head, self._room.h, self._out)

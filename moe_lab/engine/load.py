@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from moe_lab.cache import ExpertCache, slots_for
 from moe_lab.engine.engine import Engine
 from moe_lab.engine.setup import Setup
-from moe_lab.engine.warm import warm_up
+from moe_lab.engine.warm import Ahead, for_loading
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
 from moe_lab.kernels import crew, instructions
@@ -88,6 +88,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if cache is None and slots < spec.experts:
         print(f"moe_lab: {slots} of {spec.experts} experts a layer fit into the free memory "
               f"({format_bytes(spec.L * slots * spec.expert_bytes[name])}); the rest comes from disk", file=sys.stderr)
+    ahead = Ahead()
+    ahead.add(for_loading(format, part, chosen_routing, chosen_eviction))
     opened = open_model(folder, DTYPES.get(part, DTYPES[spec.dtype]), name=model, studied=studied,
                         quantise=part if part in CODES else None)
     store = ExpertStore(opened.plan, format)
@@ -97,12 +99,13 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     ]
     experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
                           Readers(store, disk))
-    warm_up(format, chosen_routing, chosen_eviction, spec.top_k, spec.top_k * spec.expert_bytes[name])
+    engine = Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed, part, ahead)
     if slots == spec.experts:
         with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:
             for loaded in experts.preload():
                 bar.update(loaded)
-    return Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed, dense=part)
+        engine.telemetry.settled()
+    return engine
 
 
 def _format(name: str, what: str) -> Format:

@@ -106,6 +106,19 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
     return compiled if function is None else compiled(function)
 
 
+def compile_for(kernel: Any, *arguments: Any) -> None:
+    """Compile ``kernel``, or find it on disk, as a call with ``arguments`` would; it is not called.
+
+    >>> @jit
+    ... def half(x):
+    ...     return x / 2
+    >>> compile_for(half, 1.0)
+    >>> half.signatures
+    [(float64,)]
+    """
+    kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
+
+
 @jit(helper=True)
 def copied(source, target):  # type: ignore[no-untyped-def]
     """target = source, of one length. ``target[:] = source`` would take numba two seconds to compile: it brings the

@@ -9,11 +9,8 @@ import torch
 import moe_lab as ml
 from moe_lab import pocket
 from moe_lab.engine import grouped
-from moe_lab.engine.warm import warm_up
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.kernels import instructions
-from moe_lab.kernels.formats import FORMATS
-from moe_lab.kernels.walk import walk_kernel
 
 PROMPT = [5, 17, 3, 90, 41]
 CUT = 4_000
@@ -107,17 +104,6 @@ def test_a_prompt_in_chunks_gives_the_bits_of_one_at_once_and_true_residents(che
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(*found)
-
-
-def test_what_a_token_needs_is_compiled_before_it_comes(rng, name):
-    format = FORMATS[name]
-    warm_up(format, ml.routing.Original(), ml.eviction.LRU(), top_k=2, large=0).join()
-    before = len(format._token.alone.signatures), len(walk_kernel.signatures)
-    arena, out = np.zeros((3, format.slot_bytes(96, 40)), np.uint8), np.empty(96, np.float32)
-    x, slots, gates = rng.standard_normal(96).astype(np.float32), np.array([2, 0], np.int32), np.ones(2, np.float32)
-    format.ffn_token(x, arena, slots, gates, out, 40, "gelu")
-    ml.load("pocket", weights=name).generate("def", max_new_tokens=3)
-    assert before == (1, 1) == (len(format._token.alone.signatures), len(walk_kernel.signatures))
 
 
 @pytest.mark.parametrize("world", ["python", "prose"])

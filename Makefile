@@ -27,7 +27,7 @@ help:
 	@echo "make test-slow   the rest"
 	@echo "make notebooks   execute every notebook"
 	@echo "make lint        ruff, mypy and the layers (import-linter)"
-	@echo "make install     only make $(VENV) and install everything into it"
+	@echo "make install     only make $(VENV), install everything into it and compile the kernels"
 	@echo "make clean       remove caches and build outputs; make distclean: $(VENV) too"
 
 # ------------------------------------------------------------------------------------------ set-up
@@ -70,6 +70,7 @@ else
 	$(PY) -m pip install -q --disable-pip-version-check "torch==$(TORCH)"
 endif
 	$(PY) -m pip install -q --disable-pip-version-check -e ".[lab,dev]"
+	$(PY) -m moe_lab compile
 	@touch $(STAMP)
 
 FORCE:

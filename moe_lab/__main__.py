@@ -1,4 +1,4 @@
-"""The terminal: ``python -m moe_lab demo | generate | info | replay``.
+"""The terminal: ``python -m moe_lab demo | generate | info | replay | compile``.
 
 Knows words on a command line and how to print; every figure comes from the public surface of the
 package. An error of MoE Lab is one line on standard error and exit status 2, never a traceback.
@@ -10,10 +10,11 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import moe_lab as ml
 from moe_lab.errors import MoELabError, SettingError
+from moe_lab.spec import WeightFormat
 from moe_lab.units import format_rate
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ FAST = "100 GB/s"
 SCORED = 4096
 """Tokens of held-out text that the demo scores per world and setting."""
 WORLDS = ("python", "prose")
+FORMATS = get_args(WeightFormat)
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,17 @@ def replay(arguments: argparse.Namespace) -> None:
             print(f"skipped {row.eviction}, {row.cache} slots: {row.skipped}")
 
 
+def compile(arguments: argparse.Namespace) -> None:
+    """Make the kernels that first runs need, and keep them on disk."""
+    from tqdm.auto import tqdm
+
+    from moe_lab.engine.compile import everything
+
+    with tqdm(list(everything(arguments.weights)), desc="compile kernels, once per installation", unit="steps") as bar:
+        for step in bar:
+            step()
+
+
 def _cell(column: str, value: Any) -> str:
     """A value of the replay's frame as text: rates in percent."""
     return f"{value:.1%}" if column.endswith("_rate") else f"{value:.2f}" if column == "regret" else str(value)
@@ -260,6 +273,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--eviction", nargs="+", default=["lru", "fifo", "lfu", "aged-lfu"], help="policies' names")
     made.add_argument("--cache", nargs="+", type=_budget, default=["25%", "50%", "75%"],
                       help="slots a layer (16) or shares (50%%)")
+
+    made = command("compile", compile, "Compile now what first runs would wait for; the kernels are kept on disk.")
+    made.add_argument("--weights", nargs="+", default=FORMATS, choices=FORMATS, metavar="FORMAT",
+                      help=f"of {', '.join(FORMATS)} (default: all)")
     return top
 
 

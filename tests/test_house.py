@@ -70,6 +70,16 @@ def test_makefile_takes_an_index_address_for_torch() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_an_installation_is_whole_when_its_kernels_are_compiled() -> None:
+    command = ["make", "-n", "-B", "install", "TORCH_INDEX="]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    installs, compiles, stamps = ([n for n, line in enumerate(lines) if word in line]
+                                  for word in ("-m pip install", "-m moe_lab compile", "touch .venv/.installed"))
+    assert len(compiles) == len(stamps) == 1
+    assert max(installs) < compiles[0] < stamps[0]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_makefile_says_what_to_do_when_the_named_python_is_none(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

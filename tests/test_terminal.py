@@ -1,8 +1,10 @@
-"""The terminal: what the four commands print, and how they fail."""
+"""The terminal: what the commands print, and how they fail."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +107,18 @@ def test_a_price_is_shown_only_where_there_is_one() -> None:
     assert _price(20.2, 20.0) == "20.20 (+1.00 %)"
     assert _price(19.9, 20.0) == "19.90 (-0.50 %)"
     assert _price(20.0, 20.0) == "20.00"
+
+
+def test_compile_leaves_nothing_to_compile_for_a_first_run(run: Run) -> None:
+    status, _, err = run("compile", "--weights", "bf16")
+    assert status == 0
+    assert "100%" in err
+    script = ("from numba.core import event; import moe_lab as ml\n"
+              "with event.install_recorder('numba:compile') as compiled:\n"
+              "    for routing in ('original', 'cache-prior'):\n"
+              "        engine = ml.load('pocket', cache='50%', routing=routing)\n"
+              "        engine.generate('def', max_new_tokens=3)\n"
+              "    engine._ahead.join()\n"
+              "print(len(compiled.buffer))")
+    first = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert first.stdout == "0\n"

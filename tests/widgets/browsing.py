@@ -208,6 +208,10 @@ class Tab:
         return self.page.evaluate("""i => [...window.jupyterapp.shell.currentWidget.content.widgets[i].node
             .querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent).join('|')""", cell)
 
+    def devtools(self) -> Any:
+        """A session with Chromium's own tools, for this page."""
+        return self._context.new_cdp_session(self.page)
+
     def shut(self) -> None:
         """End the kernel and close the page."""
         with contextlib.suppress(Exception):

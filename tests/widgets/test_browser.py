@@ -560,6 +560,30 @@ def test_a_press_and_half_typed_words_outlast_a_view_that_is_made_anew(board):
     board.until("() => document.querySelector('.moelab .cell').textContent.startsWith('Point at an expert')")
 
 
+def test_views_that_were_made_anew_are_let_go(board):
+    cdp = board.devtools()
+    cdp.send("Performance.enable")
+
+    def nodes():
+        for _ in range(3):
+            cdp.send("HeapProfiler.collectGarbage")
+            board.page.wait_for_timeout(100)
+        return next(m["value"] for m in cdp.send("Performance.getMetrics")["metrics"] if m["name"] == "Nodes")
+
+    def renew(times):
+        for _ in range(times):
+            board.page.evaluate("() => { document.querySelector('.moelab').dataset.old = 1; }")
+            board.do("lab.renew_still()")
+            board.until("() => { const r = document.querySelectorAll('.moelab'); return r.length === 1 && !r[0].dataset.old && r[0].querySelector('canvas.map').dataset.seq; }")
+
+    renew(2)
+    view = board.page.evaluate("() => document.querySelectorAll('.moelab *').length")
+    before = nodes()
+    renew(10)
+    assert view > 150
+    assert nodes() - before < 2 * view, "ten views are gone, but for what one may leave behind"
+
+
 def test_two_dashboards_show_one_engine_and_either_stops_it(board):
     board.write(1, "other = Lab(engine)\nother")
     board.run(1)

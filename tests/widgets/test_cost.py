@@ -81,7 +81,7 @@ def test_the_board_takes_little_of_the_speed(tab, figure):
 
 def test_the_socket_carries_little(tab, figure):
     received, sent = [], []
-    cdp = tab._context.new_cdp_session(tab.page)
+    cdp = tab.devtools()
     cdp.on("Network.webSocketFrameReceived", lambda e: received.append(size(e["response"])))
     cdp.on("Network.webSocketFrameSent", lambda e: sent.append(size(e["response"])))
     cdp.send("Network.enable")
@@ -108,7 +108,7 @@ def size(message):
 
 def test_memory_stays_over_ten_minutes(tab, figure):
     minutes = float(os.environ.get("MOE_LAB_MINUTES", "10"))
-    cdp = tab._context.new_cdp_session(tab.page)
+    cdp = tab.devtools()
     cdp.send("Performance.enable")
 
     def heap():

@@ -357,7 +357,7 @@ export class Store {
     /** @type {Map<string, string>} */ this.drafts = new Map();
     this.tall = "130px";   // the map's height, for a view that has no picture yet
     this.at = { row: 0, col: 0 }; this.held = false; this.looking = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
-    /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}[]} */ this.views = [];
+    /** @type {View[]} */ this.views = [];
     this.changes = 0;      // counts changes of everything but the frame's cells
     this.painted = 0;      // newest sequence that some view has painted
     /** @type {WeakSet<object>} */ this.known = new WeakSet();
@@ -887,7 +887,7 @@ function render({ model, el }) {
   root.append(...nodes(above), desk, ...nodes(below));
   el.append(root);
 
-  /** @type {{el: HTMLElement, panel: Element | null, stop: () => void}} */
+  /** @type {View} */
   const me = { el, panel: null, stop };
   store.views.push(me);
   let raf = 0, timer = 0, receipt = 0, slowly = 0, sized = "", seen = -1, sequence = -1, wait = 0, late = 0;
@@ -975,24 +975,27 @@ function render({ model, el }) {
     for (const t of [timer, receipt, wait, late]) clearTimeout(t);
     model.off("msg:custom", take); model.off("comm_live_update", alive);
     for (const t of TRAITS) model.off(`change:${t}`, traits);
-    // JupyterLab may keep this view for good: let it keep nothing that is large
-    for (const c of root.querySelectorAll("canvas")) c.width = c.height = 0;
-    for (const e of root.querySelectorAll("*")) e.replaceChildren();
+    root.remove();
   }
-  return () => { stop(); store.views = store.views.filter((v) => v !== me); };
+  return leaving(store, me);
 }
+/** @typedef {{el: HTMLElement, panel: Element | null, stop: (() => void) | null}} View */
+/** End a view, and cut the one way from it to its nodes. @param {View} view */
+function halt(view) { view.stop?.(); view.stop = null; }
+/** What render() returns. JupyterLab may keep it for good: so it is made here, out of sight of what render() holds.
+ *  @param {Store} store @param {View} view */
+function leaving(store, view) { return () => { halt(view); store.views = store.views.filter((v) => v !== view); }; }
 /** A view takes the place of older ones in its output. When the saved picture is renewed, JupyterLab makes the view
  *  anew: it drops the old one's node but keeps its widget, which would listen for ever and fail when the output goes,
  *  looking for its node. So the old view is stopped, and its node put back, empty and unseen; `orphans`: also those
  *  that were dropped before they were ever shown.
- *  @param {Store} store @param {{el: HTMLElement, panel: Element | null, stop: () => void}} me @param {boolean} orphans */
+ *  @param {Store} store @param {View} me @param {boolean} orphans */
 function succeed(store, me, orphans) {
   if (!me.el.parentElement) return;
   me.panel = me.el.parentElement;
   for (const old of store.views) {
     if (old === me || old.el.isConnected || !(old.panel === me.panel || (orphans && !old.panel && !old.el.parentElement))) continue;
-    old.stop();
-    old.el.replaceChildren();
+    halt(old);
     old.el.style.display = "none";
     me.panel.append(old.el);
   }

@@ -151,10 +151,10 @@ class Policy:
         return hash((type(self), *self.values().items(), *self.__dict__["_tables"].items()))
 
     def __repr__(self) -> str:
-        shown = [f"{key}={p.shown(self.values()[key])}" for key, p in self.parameters().items()
-                 if not (p.rare and self.values()[key] == p.default)]
-        tables = [f"{key}={table.shown(self.__dict__['_tables'][key])}" for key, table in self.tables().items()
-                  if self.__dict__["_tables"][key] != table.default]
+        values, given = self.values(), self.__dict__["_tables"]
+        shown = [f"{key}={p.shown(values[key])}" for key, p in self.parameters().items()
+                 if not (p.rare and values[key] == p.default)]
+        tables = [f"{key}={t.shown(given[key])}" for key, t in self.tables().items() if given[key] != t.default]
         return f"{type(self).__name__}({', '.join([*shown, *tables])})"
 
 

@@ -184,19 +184,27 @@ class Telemetry:
             used[at] = True
             loaded[at] = ~ring.hits[row][chosen]
             swapped[at] = (ring.rank[row] >= self.K)[chosen]
+        return dict(
+            token=token, used=used, loaded=loaded, swapped=swapped, resident=self.totals.resident.copy(),
+            uses=self.totals.uses.copy(), hits=self.totals.hits.copy(), last_use=self.totals.last_use.copy(),
+            logits=ring.logits[self._last()].copy(), **self._rates(recent),
+        )
+
+    def _rates(self, recent: int) -> dict:
+        """Means over the decoded ones of the last ``recent`` tokens; zeros of none."""
+        token, ring = self.token, self.ring
         rows = np.arange(max(0, token - recent), token) % ring.capacity
         rows = rows[ring.phase[rows] == DECODE]
-        n = max(1, rows.size)
-        total = float(ring.total_s[rows].sum())
+        if not rows.size:
+            return dict(hit_rate=0.0, tokens_per_s=0.0, read_bytes_per_token=0.0,
+                        times=dict.fromkeys(("read_s", "route_s", "experts_s", "rest_s"), 0.0))
+        n, total = rows.size, float(ring.total_s[rows].sum())
         times = {"read_s": float(ring.wait_s[rows].sum()) / n, "route_s": float(ring.route_s[rows].sum()) / n,
                  "experts_s": float(ring.experts_s[rows].sum()) / n}
         times["rest_s"] = max(0.0, total / n - sum(times.values()))
         uses = int(np.count_nonzero(ring.ids[rows] >= 0))
         return dict(
-            token=token, used=used, loaded=loaded, swapped=swapped, resident=self.totals.resident.copy(),
-            uses=self.totals.uses.copy(), hits=self.totals.hits.copy(), last_use=self.totals.last_use.copy(),
-            logits=ring.logits[self._last()].copy(),
             hit_rate=int(np.count_nonzero(ring.hits[rows])) / uses if uses else 0.0,
-            tokens_per_s=rows.size / total if total else 0.0,
-            read_bytes_per_token=float(ring.read_bytes[rows].sum()) / n, times=times,
+            tokens_per_s=n / total if total else 0.0, read_bytes_per_token=float(ring.read_bytes[rows].sum()) / n,
+            times=times,
         )

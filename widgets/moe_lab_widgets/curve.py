@@ -87,10 +87,15 @@ def _add(ids: np.ndarray, order: np.ndarray, ring: np.ndarray, counts: np.ndarra
                 counts[distance] += 1
                 ring[row, layer, k] = distance
             for k in range(ids.shape[2]):
-                expert, place = ids[t, layer, k], 0
+                expert, place = ids[t, layer, k], ring[row, layer, k] - 1
                 if expert >= 0:
-                    while recent[place] >= 0 and recent[place] != expert:
-                        place += 1
+                    if place < E:
+                        for j in range(k):          # those that lay deeper and were touched before pushed it down
+                            place += ring[row, layer, j] > ring[row, layer, k]
+                    else:
+                        place = 0
+                        while recent[place] >= 0:
+                            place += 1
                     for i in range(place, 0, -1):
                         recent[i] = recent[i - 1]
                     recent[0] = expert

@@ -8,6 +8,7 @@ works through what has been put aside, so the work is done as often as pictures 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -77,14 +78,14 @@ class History:
         self._clock = clock
         self._lock = threading.RLock()
         self._aside: deque[tuple[float, Any]] = deque()
-        self._text: deque[list[Any]] = deque(maxlen=TOKENS_KEPT)
+        self._text: deque[tuple[str, float, float]] = deque(maxlen=TOKENS_KEPT)
         self._points: deque[list[float]] = deque(maxlen=POINTS_KEPT)
         self._recent: deque[tuple[float, _Sum]] = deque()
         self._marks: deque[dict[str, Any]] = deque(maxlen=MARKS_KEPT)
         self._open: list[Any] = []          # steps of the point that is not closed yet
         self._open_s = 0.0
         self._since = self._clock()
-        self._tokens = self._texts = self._pointed = 0
+        self._tokens = self._begun = self._pointed = 0
         self._busy_s = 0.0
         self.run = 0
         """Which run this is; views drop the text of an older one."""
@@ -99,7 +100,7 @@ class History:
             self._text.clear()
             self._recent.clear()
             self._open, self._open_s = [], 0.0
-            self._texts = 0
+            self._begun = self._tokens
             self.run += 1
         self.resume()
 
@@ -107,23 +108,26 @@ class History:
         """The clock starts again: what lies behind (a pause) is nobody's time."""
         self._aside.append((self._clock(), None))
 
-    def took(self, step: Any) -> None:
-        """Note one step. The first of a run holds the prompt and stays out of the rates."""
-        self._aside.append((self._clock(), step))
+    def took(self, step: Any) -> float:
+        """Note one step; returns what the clock says. The first of a run holds the prompt and stays out of the rates."""
+        now: float = self._clock()
+        self._aside.append((now, step))
         if len(self._aside) > ASIDE:
             self._digest()
+        return now
 
     def _digest(self) -> None:
         """Work through what was put aside."""
         with self._lock:
-            while self._aside:
-                now, step = self._aside.popleft()
-                elapsed, self._since = now - self._since, now
+            aside, text, since = self._aside, self._text, self._since        # names of this function: they cost less
+            while aside:
+                now, step = aside.popleft()
+                elapsed, since = now - since, now
                 if step is None:
                     continue
-                uses = step.hits + step.misses or 1
-                self._text.append([step.text, round(step.misses / uses, 3), round(step.swapped / uses, 3)])
-                self._texts += 1
+                misses = step.misses
+                uses = step.hits + misses or 1
+                text.append((step.text, _share(misses, uses), _share(step.swapped, uses)))
                 self._tokens += 1
                 self._busy_s += elapsed
                 if step.index:
@@ -131,6 +135,7 @@ class History:
                     self._open_s += elapsed
                     if self._open_s >= POINT_S:
                         self._close_point(now)
+            self._since = since
 
     @contextlib.contextmanager
     def _digested(self) -> Iterator[None]:
@@ -187,7 +192,7 @@ class History:
     def texts(self) -> int:
         """Pieces of text of this run so far."""
         with self._digested():
-            return self._texts
+            return self._tokens - self._begun
 
     @property
     def points(self) -> int:
@@ -201,11 +206,12 @@ class History:
         with self._digested():
             return self._busy_s
 
-    def text_since(self, index: int) -> tuple[int, list[list[Any]]]:
-        """(index of the first, pieces): [text, share loaded, share swapped] from ``index`` on, as far as kept."""
+    def text_since(self, index: int) -> tuple[int, list[tuple[str, float, float]]]:
+        """(index of the first, pieces): text, share loaded, share swapped from ``index`` on, as far as kept."""
         with self._digested():
-            first = max(index, self._texts - len(self._text))
-            return first, _last(self._text, self._texts - first)
+            texts = self._tokens - self._begun
+            first = max(index, texts - len(self._text))
+            return first, _last(self._text, texts - first)
 
     def points_since(self, index: int) -> tuple[int, list[list[float]]]:
         """(index of the first, points): token, clock s, hit rate, tokens/s, bytes a token, then ms a token
@@ -240,6 +246,11 @@ class History:
                 sum(s.read_bytes for s in parts) / tokens,
                 sum(s.swapped for s in parts) / uses,
             )
+
+
+@functools.lru_cache(maxsize=4096)
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 3)
 
 
 def _last(kept: deque[T], count: int) -> list[T]:

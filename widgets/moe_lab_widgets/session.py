@@ -27,8 +27,10 @@ from moe_lab_widgets.publisher import Publisher
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 """Fields of ``ml.Sampling``; a dashboard writes 0 for no ``top_k`` and 1 for no ``top_p``."""
 
-WATCHED = 8
+WATCHED = 32
 """One note in so many is timed."""
+LOOK_S = 0.004
+"""Whether a picture is due is looked at so often: seldom enough to cost nothing, often enough for 30 a second."""
 
 _SESSIONS: WeakValueDictionary[int, Session] = WeakValueDictionary()
 _LOCK = threading.Lock()
@@ -80,6 +82,7 @@ class Session:
         self.cost_s = 0.0
         """Processor seconds that dashboards have taken, on the generating thread and beside it."""
         self._steps = 0
+        self._look_at = 0.0
         self._seen = engine.telemetry.token
         self._seen_lock = threading.Lock()
         self._shown: Any = None
@@ -220,24 +223,24 @@ class Session:
     def took(self, step: Any) -> None:
         """A token was generated."""
         self._steps += 1
-        if self._steps % WATCHED:
-            self._note(step)
-            return
-        began = time.thread_time()            # asking this clock takes as long as the note, so one in some is timed
-        self._note(step)
-        self.cost_s += WATCHED * (time.thread_time() - began)
-
-    def _note(self, step: Any) -> None:
-        self.history.took(step)
+        timed = not self._steps % WATCHED     # asking this clock takes longer than the note,
+        if timed:
+            time.thread_time()                # and longest at its first call after a token: that one is not the note's
+        began = time.thread_time() if timed else 0.0
+        now = self.history.took(step)
         if step.finish:
             self.finish = step.finish
         if not step.index and self.driver.foreground:
             self.tell()                       # a loop of the user's own has brought its own sampling
-        if any(view.due() for view in self.views):
-            if self.publisher is not None:
-                self.publisher.ask()
-            else:
-                self._publish()               # front ends without updates from threads see this one
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            if any(view.due() for view in self.views):
+                if self.publisher is not None:
+                    self.publisher.ask()
+                else:
+                    self._publish()           # front ends without updates from threads see this one
+        if timed:
+            self.cost_s += WATCHED * (time.thread_time() - began)
 
     def _publish(self) -> None:
         """Send the present state to every view that can take it."""

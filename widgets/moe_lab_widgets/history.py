@@ -109,7 +109,7 @@ class History:
         self._aside.append((self._clock(), None))
 
     def took(self, step: Any) -> float:
-        """Note one step; returns what the clock says. The first of a run holds the prompt and stays out of the rates."""
+        """Note one step; returns its moment. The first of a run holds the prompt and stays out of the rates."""
         now: float = self._clock()
         self._aside.append((now, step))
         if len(self._aside) > ASIDE:

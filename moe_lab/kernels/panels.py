@@ -22,6 +22,7 @@ from moe_lab.kernels.job import GROUP, PANEL
 from moe_lab.kernels.pointers import bytes_at, floats_at, ints_at, shorts_at
 from moe_lab.kernels.vectors import (
     add,
+    fetch,
     fma,
     high_nibbles,
     load_bytes,
@@ -41,6 +42,10 @@ SCALES = 2 * PANEL
 BLOCK = {8: SCALES + PANEL * GROUP, 4: SCALES + PANEL * GROUP // 2}
 """Bytes of a block, by the bits of a number."""
 
+AHEAD = 8192
+"""How many bytes ahead of the present block memory is asked for more. By itself a processor looks a few hundred
+instructions ahead, which is too few bytes where a byte takes many instructions."""
+
 _f, _i = np.float32, np.int32
 
 
@@ -58,12 +63,15 @@ def products(path: str, bits: int) -> Products:
     if path == "portable":
         return Products(panel_q8, 0) if bits == 8 else Products(panel_q4, 8)
     block, above = _block(path, bits)
-    size = BLOCK[bits]
+    size, asks = BLOCK[bits], (path, bits) != ("avx512", 8)
 
     @jit(helper=True)
     def panel(weights, groups, x, scales, sums, out):  # type: ignore[no-untyped-def]
         total = no_floats()
         for g in range(groups):
+            if asks:
+                for line in range(0, size, 64):
+                    fetch(weights + AHEAD + line)
             exact = to_floats(block(weights + SCALES, x, spread_i32(sums)))
             total = fma(exact, mul(load_f16(weights), spread_f32(scales)), total)
             weights, x, scales, sums = weights + size, x + GROUP, scales + 4, sums + 4

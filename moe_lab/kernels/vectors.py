@@ -117,6 +117,13 @@ def _spread(b: Any, value: Any, kind: Any) -> Any:
 # --- memory -------------------------------------------------------------------------------------------
 
 
+@operation(NOTHING, ADDRESS)
+def fetch(b, address):  # type: ignore[no-untyped-def]
+    """Begin to bring the 64 bytes at an address near; any address will do, nothing is read."""
+    read, nearest, data = (ir.Constant(INT, n) for n in (0, 3, 1))
+    call(b, "llvm.prefetch", ir.VoidType(), b.inttoptr(address, BYTE.as_pointer()), read, nearest, data)
+
+
 @operation(I, ADDRESS)
 def load_bytes(b, address):  # type: ignore[no-untyped-def]
     """64 bytes: 16 lanes of four."""

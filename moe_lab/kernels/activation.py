@@ -33,7 +33,7 @@ def activation_number(name: str) -> int:
 
 
 @jit(helper=True)
-def _exp(x):  # type: ignore[no-untyped-def]
+def exponential(x):  # type: ignore[no-untyped-def]
     """e^x in float32 to 2 units in the last place, in operations that loops vectorise: 2^n e^r with |r| <= ln(2) / 2,
     and Cephes' polynomial (expf) for e^r. Infinity above 88.3, and 1e-38 instead of anything smaller."""
     inside = x if x < _f(88.3) else _f(88.3)
@@ -56,11 +56,11 @@ def _exp(x):  # type: ignore[no-untyped-def]
 def activate(a, activation):  # type: ignore[no-untyped-def]
     """One float32 value through activation number ``activation``."""
     if activation == 0:
-        return a / (_f(1) + _exp(-a))
+        return a / (_f(1) + exponential(-a))
     if activation == 1:
         return _f(0.5) * a * (_f(1) + math.erf(a * _f(0.7071067811865476)))
     if activation == 2:
-        return a / (_f(1) + _exp(_f(-1.5957691216057308) * (a + _f(0.044715) * a * a * a)))
+        return a / (_f(1) + exponential(_f(-1.5957691216057308) * (a + _f(0.044715) * a * a * a)))
     return a if a > 0 or a != a else _f(0)
 
 

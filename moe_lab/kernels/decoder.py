@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_lab.kernels.activation import exponential
 from moe_lab.kernels.dense import GatedFFN, Weights, add, gated_ffn, product, rms_norm
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.stored import dot, stored, value
@@ -105,7 +106,8 @@ def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
         top = max(top, scores[t])
     total = _f(0)
     for t in range(n):
-        scores[t] = math.exp(scores[t] - top)
+        scores[t] = exponential(scores[t] - top)
+    for t in range(n):
         total += scores[t]
     out[:] = 0
     for t in range(n):
@@ -158,13 +160,13 @@ def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, key
         for e in range(logits.size):        # logits.max() would take numba a second to compile
             top = max(top, logits[e])
         for e in range(logits.size):
-            weights[e] = math.exp(logits[e] - top)
+            weights[e] = exponential(logits[e] - top)
             total += weights[e]
         for e in range(logits.size):
             weights[e] /= total
     else:
         for e in range(logits.size):
-            weights[e] = _f(1) / (_f(1) + math.exp(-logits[e]))
+            weights[e] = _f(1) / (_f(1) + exponential(-logits[e]))
     if shared.gate.shape[0]:
         gated_ffn(room.h, shared, activation, room.ffn, x)
 

@@ -80,12 +80,116 @@ def products(path: str, bits: int) -> Products:
     return Products(panel, above)
 
 
-def row_products(path: str, bits: int) -> Callable[..., Any]:
-    """A panel times ``count`` vectors: ``(weights, groups, count, bytes, scales, sums, out, step)``.
+class RowProducts(NamedTuple):
+    """How one path multiplies panels by many vectors, which lie one after the other. The bits are those of
+    ``Products.panel``."""
 
-    Vectors lie one after the other; their products, 16 float32 each, go to ``out``, ``out`` + ``step``, ... The bits
-    are those of ``Products.panel``. Where registers are many and wide, four vectors share one reading of the weights.
-    """
+    one: Callable[..., Any]
+    """``(weights, groups, count, bytes, scales, sums, out, step)``: a panel times ``count`` vectors; their products,
+    16 float32 each, go to ``out``, ``out`` + ``step``, ..."""
+    two: Callable[..., Any]
+    """``(weights, groups, count, bytes, scales, sums, out, other, step)``: the same, and the panel that follows to
+    ``other``, ``other`` + ``step``, ..."""
+
+
+def row_products(path: str, bits: int) -> RowProducts:
+    """The products of a path with many vectors. Where registers are many and wide, four vectors share one reading of
+    the weights, and two panels one reading of the vectors."""
+    one, size = _one_panel(path, bits), BLOCK[bits]
+    if path != "avx512":
+
+        @jit(helper=True)
+        def one_by_one(weights, groups, count, x, scales, sums, out, other, step):  # type: ignore[no-untyped-def]
+            one(weights, groups, count, x, scales, sums, out, step)
+            one(weights + groups * size, groups, count, x, scales, sums, other, step)
+
+        return RowProducts(one, one_by_one)
+    four = _four_vectors_two_panels(bits)
+
+    @jit(helper=True)
+    def two(weights, groups, count, x, scales, sums, out, other, step):  # type: ignore[no-untyped-def]
+        whole = count - count % 4
+        for m in range(0, whole, 4):
+            place = m * 4 * groups
+            four(weights, groups, x + m * GROUP * groups, scales + place, sums + place, out + m * step,
+                 other + m * step, step)
+        if whole < count:
+            place = whole * 4 * groups
+            x, scales, sums = x + whole * GROUP * groups, scales + place, sums + place
+            one(weights, groups, count - whole, x, scales, sums, out + whole * step, step)
+            one(weights + groups * size, groups, count - whole, x, scales, sums, other + whole * step, step)
+
+    return RowProducts(one, two)
+
+
+def _four_vectors_two_panels(bits: int) -> Callable[..., Any]:
+    """``RowProducts.two`` of four vectors. 32 registers of 64 bytes hold sixteen sums, and what is loaded of a panel
+    meets four vectors, what is loaded of a vector two panels."""
+    size, dot, nibbles = BLOCK[bits], dots.dot_avx512, bits == 4
+    after = 16 if nibbles else 4                    # columns from the first four of a quarter block to the second
+
+    @jit(inline=True)
+    def first(w, j):  # type: ignore[no-untyped-def]
+        return low_nibbles(load_bytes(w + 64 * j)) if nibbles else dots.flip_signs(load_bytes(w + 128 * j))
+
+    @jit(inline=True)
+    def second(w, j):  # type: ignore[no-untyped-def]
+        return high_nibbles(load_bytes(w + 64 * j)) if nibbles else dots.flip_signs(load_bytes(w + 128 * j + 64))
+
+    @jit(helper=True)
+    def four(weights, groups, x, scales, sums, out, other, step):  # type: ignore[no-untyped-def]
+        a, b, c, d = no_floats(), no_floats(), no_floats(), no_floats()         # the panel at ``weights``
+        e, f, g, h = no_floats(), no_floats(), no_floats(), no_floats()         # and the other
+        wide, high, panel = GROUP * groups, 4 * groups, size * groups
+        for _ in range(groups):
+            ia, ib = spread_i32(sums), spread_i32(sums + high)
+            ic, id = spread_i32(sums + 2 * high), spread_i32(sums + 3 * high)
+            ie, i_f, ig, ih = ia, ib, ic, id
+            for j in range(4):
+                w, v = first(weights + SCALES, j), first(weights + panel + SCALES, j)
+                at = x + (4 if nibbles else 8) * j
+                y = spread_i32(at)
+                ia, ie = dot(ia, w, y), dot(ie, v, y)
+                y = spread_i32(at + wide)
+                ib, i_f = dot(ib, w, y), dot(i_f, v, y)
+                y = spread_i32(at + 2 * wide)
+                ic, ig = dot(ic, w, y), dot(ig, v, y)
+                y = spread_i32(at + 3 * wide)
+                id, ih = dot(id, w, y), dot(ih, v, y)
+                w, v = second(weights + SCALES, j), second(weights + panel + SCALES, j)
+                at += after
+                y = spread_i32(at)
+                ia, ie = dot(ia, w, y), dot(ie, v, y)
+                y = spread_i32(at + wide)
+                ib, i_f = dot(ib, w, y), dot(i_f, v, y)
+                y = spread_i32(at + 2 * wide)
+                ic, ig = dot(ic, w, y), dot(ig, v, y)
+                y = spread_i32(at + 3 * wide)
+                id, ih = dot(id, w, y), dot(ih, v, y)
+            s, t = load_f16(weights), load_f16(weights + panel)
+            y = spread_f32(scales)
+            a, e = fma(to_floats(ia), mul(s, y), a), fma(to_floats(ie), mul(t, y), e)
+            y = spread_f32(scales + high)
+            b, f = fma(to_floats(ib), mul(s, y), b), fma(to_floats(i_f), mul(t, y), f)
+            y = spread_f32(scales + 2 * high)
+            c, g = fma(to_floats(ic), mul(s, y), c), fma(to_floats(ig), mul(t, y), g)
+            y = spread_f32(scales + 3 * high)
+            d, h = fma(to_floats(id), mul(s, y), d), fma(to_floats(ih), mul(t, y), h)
+            weights, x, scales, sums = weights + size, x + GROUP, scales + 4, sums + 4
+        store_f32(out, a)
+        store_f32(out + step, b)
+        store_f32(out + 2 * step, c)
+        store_f32(out + 3 * step, d)
+        store_f32(other, e)
+        store_f32(other + step, f)
+        store_f32(other + 2 * step, g)
+        store_f32(other + 3 * step, h)
+
+    return four
+
+
+def _one_panel(path: str, bits: int) -> Callable[..., Any]:
+    """``RowProducts.one``."""
     panel, size = products(path, bits).panel, BLOCK[bits]
     if path not in ("avx512", "avxvnni") and (path, bits) != ("avx2", 4):
 

@@ -148,7 +148,7 @@ PHASES = ("x to bytes, a token a piece", "gate and up, pairs of panels", "activa
 
 def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
     """A piece of the work on at most ROWS tokens of one expert, ``(address of the block, number)``: see ``PHASES``."""
-    product, above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
+    (one, two), above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
 
     @jit(name=f"piece of rows q{bits} {path}")
     def piece(address, item):  # type: ignore[no-untyped-def]
@@ -163,9 +163,8 @@ def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
         elif phase == 1:
             step = across * size
             for p in range(UP_PANELS * item, min(UP_PANELS * (item + 1), filled(F, PANEL) // PANEL)):
-                at = job[ARENA] + 2 * p * step
-                product(at, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p, 4 * deep)
-                product(at + step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[U] + 64 * p, 4 * deep)
+                two(job[ARENA] + 2 * p * step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p,
+                    job[U] + 64 * p, 4 * deep)
         elif phase == 2:
             h, place = job[H] + 4 * item * deep, 4 * item * within
             gated(floats_at(h, F), floats_at(job[U] + 4 * item * deep, F), job[ACTIVATION])
@@ -173,13 +172,16 @@ def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
         else:
             first, step = job[ARENA] + 2 * (filled(F, PANEL) // PANEL) * across * size, within * size
             begin, end = DOWN_PANELS * item, min(DOWN_PANELS * (item + 1), filled(D, PANEL) // PANEL)
-            for p in range(begin, end):
-                product(first + p * step, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS], job[PART] + 64 * p,
-                        4 * wide)
+            for p in range(begin, end - 1, 2):
+                part = job[PART] + 64 * p
+                two(first + p * step, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS], part, part + 64, 4 * wide)
+            if (end - begin) % 2:
+                one(first + (end - 1) * step, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS],
+                    job[PART] + 64 * (end - 1), 4 * wide)
             for m in range(n):
-                part, out = floats_at(job[PART] + 4 * m * wide, D), floats_at(job[OUT] + 4 * m * D, D)
+                found, out = floats_at(job[PART] + 4 * m * wide, D), floats_at(job[OUT] + 4 * m * D, D)
                 for r in range(PANEL * begin, min(PANEL * end, D)):
-                    out[r] = part[r]
+                    out[r] = found[r]
 
     return piece
 

@@ -115,7 +115,7 @@ def vector_product(bits: int, path: str) -> Callable[..., Any]:
 @functools.cache
 def rows_product(bits: int, path: str) -> Callable[..., Any]:
     """The kernel ``(blocks, x (T, C), y (T, panels * 16))`` for many vectors: each panel is read once."""
-    product, above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
+    (one, two), above, size = row_products(path, bits), products(path, bits).above, BLOCK[bits]
 
     @jit(name=f"rows of a matrix q{bits} {path}")
     def rows(blocks, x, y):  # type: ignore[no-untyped-def]
@@ -125,9 +125,13 @@ def rows_product(bits: int, path: str) -> Callable[..., Any]:
         for t in range(T):
             quantise_vector(x[t].ctypes.data, C, bytes[t].ctypes.data, scales[t].ctypes.data, sums[t].ctypes.data,
                             spare.ctypes.data, above)
-        for p in range(panels):
-            product(blocks.ctypes.data + p * groups * size, groups, T, bytes.ctypes.data, scales.ctypes.data,
-                    sums.ctypes.data, y.ctypes.data + 64 * p, 64 * panels)
+        for p in range(0, panels - 1, 2):
+            out = y.ctypes.data + 64 * p
+            two(blocks.ctypes.data + p * groups * size, groups, T, bytes.ctypes.data, scales.ctypes.data,
+                sums.ctypes.data, out, out + 64, 64 * panels)
+        if panels % 2:
+            one(blocks.ctypes.data + (panels - 1) * groups * size, groups, T, bytes.ctypes.data, scales.ctypes.data,
+                sums.ctypes.data, y.ctypes.data + 64 * (panels - 1), 64 * panels)
 
     return rows
 

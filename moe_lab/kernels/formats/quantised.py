@@ -31,7 +31,7 @@ from moe_lab.kernels.instructions import chosen
 from moe_lab.kernels.job import job_of
 from moe_lab.kernels.pointers import SIGNATURES
 
-SHARED_WORK = 16 * SMALL
+SHARED_WORK = 4 * SMALL
 """Tokens times bytes under which a product of many is not shared."""
 
 

@@ -22,7 +22,8 @@ from moe_lab.kernels.belady import belady
 from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.reuse import lru_profile
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import CachePrior, Original, RoutingPolicy
 
 E, K, LAYERS = 64, 8, 16

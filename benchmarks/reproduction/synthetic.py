@@ -12,7 +12,8 @@ import numpy as np
 from moe_lab.eviction import LRU
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import CachePrior, CumulativeThreshold, MaxRank, Original, RoutingPolicy
 from reproduction.bench import Bench, Values, plain
 from reproduction.claims import HOLDS, NOT, PART, Claim, judged

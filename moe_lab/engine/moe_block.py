@@ -18,7 +18,8 @@ from moe_lab.cache.held import Traffic
 from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
-from moe_lab.kernels.walk import Walked, forced, walk
+from moe_lab.kernels.walk import forced, walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.models.rules import RouterRule
 
 

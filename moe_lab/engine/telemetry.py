@@ -19,7 +19,7 @@ from moe_lab.engine.recorder import Recorder
 from moe_lab.kernels.ledger import book_of, enter, page_of
 from moe_lab.kernels.record import Counts, Ring, Spent, Totals
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked
+from moe_lab.kernels.walked import Walked
 
 CAPACITY = 4096
 """Tokens the ring holds."""

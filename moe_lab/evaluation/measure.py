@@ -28,7 +28,8 @@ from moe_lab.engine.score import loss_of, windows
 from moe_lab.eviction import LRU, EvictionPolicy
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked, forced, walk
+from moe_lab.kernels.walk import forced, walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import Original, RoutingPolicy
 from moe_lab.trace import Trace
 

@@ -16,7 +16,7 @@ from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layer import FIELDS, opened
 from moe_lab.kernels.pointers import array_at
 from moe_lab.kernels.record import OTHER, WHOLE, Log, Ring, Spent, Totals
-from moe_lab.kernels.walk import Walked
+from moe_lab.kernels.walked import Walked
 
 WORDS = len(FIELDS)
 """Numbers in the block of a layer."""

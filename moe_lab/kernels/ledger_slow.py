@@ -6,7 +6,7 @@ import numpy as np
 
 from moe_lab.kernels.record import WHOLE, Counts, Log, Ring, Spent, Totals
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked
+from moe_lab.kernels.walked import Walked
 
 
 def enter_slow(ring: Ring, totals: Totals, log: Log, routes: Walked, spent: Spent, states: list[LayerState],

@@ -7,8 +7,6 @@ The slow twin is ``walk_slow``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from moe_lab.errors import PolicyError, SettingError
@@ -20,29 +18,7 @@ from moe_lab.kernels.plugin import place, raised
 from moe_lab.kernels.pointers import rank_at, token_at
 from moe_lab.kernels.residency import LayerState, nan_keep
 from moe_lab.kernels.settle import settle
-
-
-class Walked(NamedTuple):
-    """What a walk over T tokens chose and moved. One row a token, experts in falling gate weight."""
-
-    ids: np.ndarray
-    """(T, K) int32, -1 where fewer than K were used."""
-    gates: np.ndarray
-    """(T, K) float32: weights of the chosen as they came, not renormalised; 0 where the id is -1."""
-    hits: np.ndarray
-    """(T, K) bool: resident before the token."""
-    evicted: np.ndarray
-    """(T, K) int32: who left to make room for the expert at this place, -1 for nobody."""
-    rank: np.ndarray
-    """(T, K) int16: place among the original logits, 0 the best; K and more means swapped in. -1 where the id is -1."""
-    mass: np.ndarray
-    """(T,) float32: weights of the chosen over those of the original top K."""
-
-    @classmethod
-    def empty(cls, T: int, K: int) -> Walked:
-        """Room for T tokens; every field is written by the walk."""
-        return cls(np.empty((T, K), np.int32), np.empty((T, K), np.float32), np.empty((T, K), np.bool_),
-                   np.empty((T, K), np.int32), np.empty((T, K), np.int16), np.empty(T, np.float32))
+from moe_lab.kernels.walked import Walked
 
 
 def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked | None = None) -> Walked:

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked
+from moe_lab.kernels.walked import Walked
 
 
 def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Walked:

@@ -14,8 +14,9 @@ from moe_lab.eviction import LRU, EvictionPolicy
 from moe_lab.kernels.layout import OWN
 from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
 from moe_lab.kernels.walk_slow import replay_slow, walk_slow
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import CachePrior, Original
 from moe_lab.testing.layers import SHAPES, TOKENS, differing, ids_of, logits_of, memory, rng, weights_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked
+from moe_lab.kernels.walked import Walked
 
 SHAPES = ((16, 4, 8), (12, 1, 3), (10, 5, 5), (8, 3, 8))
 """(E, K, C) of the layers that a policy is tried on."""

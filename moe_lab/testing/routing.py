@@ -13,8 +13,9 @@ import numpy as np
 from moe_lab.eviction import LRU
 from moe_lab.kernels.layout import OWN
 from moe_lab.kernels.residency import LayerState
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
 from moe_lab.kernels.walk_slow import walk_slow
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import Original, RoutingPolicy
 from moe_lab.testing.layers import SHAPES, TOKENS, differing, logits_of, rng, weights_of
 

@@ -273,7 +273,8 @@ def test_littles_law_holds_up_to_the_fence_posts(engine, rng, tmp_path):
 def test_a_stay_lasts_from_its_load_to_its_eviction():
     from moe_lab.eviction import LRU
     from moe_lab.kernels.residency import LayerState
-    from moe_lab.kernels.walk import Walked, walk
+    from moe_lab.kernels.walk import walk
+    from moe_lab.kernels.walked import Walked
     from moe_lab.routing import Original
 
     state = LayerState.new(4, 1, 1, Original(), LRU())

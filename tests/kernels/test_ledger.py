@@ -10,7 +10,8 @@ from moe_lab.eviction import LFU
 from moe_lab.kernels.ledger import book_of, enter, page_of, rows_of
 from moe_lab.kernels.ledger_slow import enter_slow
 from moe_lab.kernels.record import Log, Ring, Spent, Totals
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import CachePrior, DropCold, Original
 
 L, E, K = 3, 12, 4

@@ -11,8 +11,9 @@ import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.eviction import EVICTION, LFU
 from moe_lab.kernels.layout import TOKEN
-from moe_lab.kernels.walk import Walked, walk, walk_kernel
+from moe_lab.kernels.walk import walk, walk_kernel
 from moe_lab.kernels.walk_slow import walk_slow
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import ROUTING, CachePrior
 
 

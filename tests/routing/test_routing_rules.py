@@ -9,7 +9,8 @@ import pytest
 from layers import new_layer, random_logits, softmax
 
 from moe_lab.kernels.belady import belady
-from moe_lab.kernels.walk import Walked, walk
+from moe_lab.kernels.walk import walk
+from moe_lab.kernels.walked import Walked
 from moe_lab.routing import OWN, CachePrior, CumulativeThreshold, MaxRank, Original, RoutingPolicy
 
 

@@ -162,7 +162,7 @@ def test_files_and_threads_end_with_their_owner(checkpoint, monkeypatch, how):
     monkeypatch.setattr("moe_lab.store.readers.ALONE_BYTES", 0)
     plan = open_model(checkpoint("olmoe")).plan
     gc.collect()
-    files, threads = descriptors(plan.files[0]), threading.active_count()
+    files, threads = descriptors(plan.files[0]), set(threading.enumerate())
     readers = Readers(ExpertStore(plan, FORMATS["f32"]), threads=3)
     arena = np.zeros((8, readers.store.slot_bytes), np.uint8)
     readers.load(0, [(e, arena[e]) for e in range(8)])
@@ -178,7 +178,7 @@ def test_files_and_threads_end_with_their_owner(checkpoint, monkeypatch, how):
     for thread in threading.enumerate():
         if thread.name.startswith("moe-lab-reader"):
             thread.join(5)
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads       # others' may have ended meanwhile
 
 
 @pytest.mark.parametrize("threads", [0, -1, 2.5, True, "2", 1000])

@@ -358,6 +358,7 @@ export class Store {
     this.tall = "130px";   // the map's height, for a view that has no picture yet
     this.at = { row: 0, col: 0 }; this.held = false; this.looking = false; this.focus = ""; /** @type {Set<string>} */ this.open = new Set();
     /** @type {View[]} */ this.views = [];
+    this.fulls = 0;        // counts how often all came anew: what was drawn before may have begun in the middle
     this.changes = 0;      // counts changes of everything but the frame's cells
     this.painted = 0;      // newest sequence that some view has painted
     /** @type {WeakSet<object>} */ this.known = new WeakSet();
@@ -367,7 +368,7 @@ export class Store {
     if (!m || this.known.has(m)) return false;
     this.known.add(m);
     if (m.cell) this.cell = m.cell;
-    if (m.k === "full") { this.text = []; this.points = []; this.texts = this.pointed = 0; this.answered = true; }
+    if (m.k === "full") { this.text = []; this.points = []; this.texts = this.pointed = 0; this.answered = true; this.fulls++; }
     if (m.k === "frame" || m.k === "full") {
       if (m.run !== this.run) { this.run = m.run; this.text = []; this.texts = 0; }
       if (m.prompt !== undefined) this.prompt = m.prompt;
@@ -598,7 +599,7 @@ function text(b) {
   const loads = h("i", {}, "experts read from disk"), swaps = h("i", {}, "experts swapped");
   const said = h("ol", { class: "said", tabindex: "0", role: "region", "aria-label": "What just happened" });
   const el = h("div", { class: "written" }, h("div", { class: "titlerow" }, h("h3", {}, "Text"), h("div", { class: "key" }, loads, swaps)), box, h("h3", {}, "What just happened"), said);
-  let run = -1, drawn = 0, count = 0, saying = "", low = true;
+  let run = -1, fulls = -1, drawn = 0, count = 0, saying = "", low = true;
   box.addEventListener("scroll", () => { low = box.scrollHeight - box.scrollTop - box.clientHeight < 40; }, b.on);
   /** Each line is a block of its own, so that a token makes the browser lay out its line and not the whole text.
    *  @param {string} words @param {string} kind @param {number} [load] @param {number} [swap] */
@@ -616,8 +617,8 @@ function text(b) {
     if (!why.data && !why.theme) return;
     const s = b.store;
     if (why.theme) { loads.style.background = tint(b.p, 0.8); swaps.style.borderBottomColor = underline(b.p, 1); }
-    if (s.run !== run || why.theme || s.texts < drawn || s.texts - drawn > s.text.length) {
-      run = s.run; drawn = s.texts - s.text.length; count = 0;
+    if (s.run !== run || s.fulls !== fulls || why.theme || s.texts < drawn || s.texts - drawn > s.text.length) {
+      run = s.run; fulls = s.fulls; drawn = s.texts - s.text.length; count = 0;
       box.replaceChildren();
       write(s.run > 0 ? s.prompt : "Nothing has been written yet.", "prompt");
     }

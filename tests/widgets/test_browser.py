@@ -598,30 +598,6 @@ def test_two_dashboards_show_one_engine_and_either_stops_it(board):
     board.do("other.close()")
 
 
-def test_news_that_come_before_the_answer_to_hello_leave_no_gap(board):
-    running(board, 20)
-    press(board, "pause")
-    state(board, "paused")
-    board.do("""
-import threading
-other = Lab(engine)
-page, history, whole = other._page, other._session.history, other._page.everything
-page._run, page._text, page._points = history.run, history.texts - 3, history.points     # as if told all but the end
-def late(still):
-    page.picture(engine.telemetry.snapshot(), True)
-    threading.Timer(1.0, whole, [still]).start()
-page.everything = late
-""")
-    board.write(1, "other")
-    board.run(1)
-    text = board.ask("other._session.history.words()")
-    board.until("w => [...document.querySelectorAll('.moelab .text')].pop()?.textContent === 'def fibonacci(n):' + w", text)
-    board.clear(1)
-    board.do("other.close()")
-    press(board, "stop")
-    state(board, "stopped")
-
-
 def test_deleting_the_output_does_not_stop_the_run_and_running_the_cell_shows_it_again(board):
     board.do("engine.disk.bandwidth = 40e6")
     running(board, 10)

@@ -126,15 +126,17 @@ def _four_vectors_two_panels(bits: int) -> Callable[..., Any]:
     """``RowProducts.two`` of four vectors. 32 registers of 64 bytes hold sixteen sums, and what is loaded of a panel
     meets four vectors, what is loaded of a vector two panels."""
     size, dot, nibbles = BLOCK[bits], dots.dot_avx512, bits == 4
-    after = 16 if nibbles else 4                    # columns from the first four of a quarter block to the second
 
     @jit(inline=True)
-    def first(w, j):  # type: ignore[no-untyped-def]
-        return low_nibbles(load_bytes(w + 64 * j)) if nibbles else dots.flip_signs(load_bytes(w + 128 * j))
+    def numbers(w, j):  # type: ignore[no-untyped-def]
+        if not nibbles:
+            return dots.flip_signs(load_bytes(w + 64 * j))
+        pairs = load_bytes(w + 64 * (j // 2))
+        return high_nibbles(pairs) if j % 2 else low_nibbles(pairs)
 
     @jit(inline=True)
-    def second(w, j):  # type: ignore[no-untyped-def]
-        return high_nibbles(load_bytes(w + 64 * j)) if nibbles else dots.flip_signs(load_bytes(w + 128 * j + 64))
+    def column(j):  # type: ignore[no-untyped-def]
+        return 4 * (j // 2) + 16 * (j % 2) if nibbles else 4 * j
 
     @jit(helper=True)
     def four(weights, groups, x, scales, sums, out, other, step):  # type: ignore[no-untyped-def]
@@ -145,19 +147,9 @@ def _four_vectors_two_panels(bits: int) -> Callable[..., Any]:
             ia, ib = spread_i32(sums), spread_i32(sums + high)
             ic, id = spread_i32(sums + 2 * high), spread_i32(sums + 3 * high)
             ie, i_f, ig, ih = ia, ib, ic, id
-            for j in range(4):
-                w, v = first(weights + SCALES, j), first(weights + panel + SCALES, j)
-                at = x + (4 if nibbles else 8) * j
-                y = spread_i32(at)
-                ia, ie = dot(ia, w, y), dot(ie, v, y)
-                y = spread_i32(at + wide)
-                ib, i_f = dot(ib, w, y), dot(i_f, v, y)
-                y = spread_i32(at + 2 * wide)
-                ic, ig = dot(ic, w, y), dot(ig, v, y)
-                y = spread_i32(at + 3 * wide)
-                id, ih = dot(id, w, y), dot(ih, v, y)
-                w, v = second(weights + SCALES, j), second(weights + panel + SCALES, j)
-                at += after
+            for j in range(8):
+                w, v = numbers(weights + SCALES, j), numbers(weights + panel + SCALES, j)
+                at = x + column(j)
                 y = spread_i32(at)
                 ia, ie = dot(ia, w, y), dot(ie, v, y)
                 y = spread_i32(at + wide)

@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_lab.errors import TraceError
 from moe_lab.eviction.learned import FAINT, GAP, HALF_LIVES, HIDDEN, INPUTS, OLD, UNTRAINED, LearnedEviction
+from moe_lab.kernels.jit import copied
 from moe_lab.kernels.replay import replay_layer
 from moe_lab.kernels.residency import LayerState
 from moe_lab.policy import Policy
@@ -33,8 +34,7 @@ class _AsRecorded(Policy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Score = logit."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
 
 
 def train(trace: Trace, horizon: int, epochs: int, seed: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numba
+import numpy as np
 from numba.core.bytecode import FunctionIdentity
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,8 +120,8 @@ def compile_for(kernel: Any, *arguments: Any) -> None:
     kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
-@jit(helper=True)
-def copied(source, target):  # type: ignore[no-untyped-def]
+@jit(cache=False)
+def copied(source: np.ndarray, target: np.ndarray) -> None:
     """target = source, of one length. ``target[:] = source`` would take numba two seconds to compile: it brings the
     words of an error about shapes with it."""
     for i in range(source.size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best, standby
+from moe_lab.kernels.jit import copied
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 
@@ -26,8 +27,7 @@ class BoundedRegret(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Pairs of weakest missing and best resident, until the sum of their differences would pass the bound."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, K)
         whole = 0.0
         for e in order:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best
+from moe_lab.kernels.jit import copied
 from moe_lab.kernels.layout import OWN
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
@@ -40,8 +41,7 @@ class Cecar(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Score = logit + bonus in float32; then the token's own uses are counted."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, K)
         if len(order) == 0:
             return

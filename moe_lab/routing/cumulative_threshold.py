@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best
+from moe_lab.kernels.jit import copied
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 from moe_lab.routing.max_rank import PREFERRED
@@ -29,8 +30,7 @@ class CumulativeThreshold(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """As Max-Rank, the window counted until the mass is reached."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, len(logits))
         if len(order) == 0:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best
+from moe_lab.kernels.jit import copied
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 
@@ -27,8 +28,7 @@ class MaxRank(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Head +inf, residents of the window above all logits, the others by their logit."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, max(K, int(params[0]), int(params[1])))
         for i in range(len(order)):
             if i < int(params[1]):

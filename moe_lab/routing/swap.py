@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best, standby
+from moe_lab.kernels.jit import copied
 from moe_lab.kernels.layout import LAYER, SEED, TOKEN
 from moe_lab.kernels.noise import noise
 from moe_lab.policy import Parameter
@@ -26,8 +27,7 @@ class Swap(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """Missing experts of the tail, the last first, are exchanged for residents outside the first K."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, K)
         liked = logits.copy()
         if params[1] > 0.0:

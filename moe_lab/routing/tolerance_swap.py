@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.choose import best, standby
+from moe_lab.kernels.jit import copied
 from moe_lab.policy import Parameter
 from moe_lab.routing.base import RoutingPolicy
 
@@ -25,8 +26,7 @@ class ToleranceSwap(RoutingPolicy):
     @staticmethod
     def rank(logits, weights, K, resident, state, params, scores):  # type: ignore[no-untyped-def]
         """The cheapest missing meets the best resident outside the first K; the first pair too far apart ends it."""
-        for e in range(len(logits)):
-            scores[e] = logits[e]
+        copied(logits, scores)
         order = best(logits, K)
         others, taken = standby(logits, logits, resident, order), 0
         for i in range(len(order) - 1, int(params[1]) - 1, -1):

@@ -46,7 +46,7 @@ def test_text_that_is_no_longer_kept_is_not_told():
 
 def test_a_piece_knows_its_shares_of_loads_and_swaps():
     record, _ = filled(1)
-    assert record.text_since(0)[1] == [("<0>", 0.25, 0.125)]
+    assert record.text_since(0)[1] == [["<0>", 0.25, 0.125]]
 
 
 def test_a_point_covers_a_tenth_of_a_second_or_one_slow_token():

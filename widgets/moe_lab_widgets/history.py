@@ -8,7 +8,6 @@ works through what has been put aside, so the work is done as often as pictures 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import threading
 import time
@@ -78,7 +77,7 @@ class History:
         self._clock = clock
         self._lock = threading.RLock()
         self._aside: deque[tuple[float, Any]] = deque()
-        self._text: deque[tuple[str, float, float]] = deque(maxlen=TOKENS_KEPT)
+        self._text: deque[list[Any]] = deque(maxlen=TOKENS_KEPT)
         self._points: deque[list[float]] = deque(maxlen=POINTS_KEPT)
         self._recent: deque[tuple[float, _Sum]] = deque()
         self._marks: deque[dict[str, Any]] = deque(maxlen=MARKS_KEPT)
@@ -119,15 +118,13 @@ class History:
     def _digest(self) -> None:
         """Work through what was put aside."""
         with self._lock:
-            aside, text, since = self._aside, self._text, self._since        # names of this function: they cost less
-            while aside:
-                now, step = aside.popleft()
-                elapsed, since = now - since, now
+            while self._aside:
+                now, step = self._aside.popleft()
+                elapsed, self._since = now - self._since, now
                 if step is None:
                     continue
-                misses = step.misses
-                uses = step.hits + misses or 1
-                text.append((step.text, _share(misses, uses), _share(step.swapped, uses)))
+                uses = step.hits + step.misses or 1
+                self._text.append([step.text, round(step.misses / uses, 3), round(step.swapped / uses, 3)])
                 self._tokens += 1
                 self._busy_s += elapsed
                 if step.index:
@@ -135,7 +132,6 @@ class History:
                     self._open_s += elapsed
                     if self._open_s >= POINT_S:
                         self._close_point(now)
-            self._since = since
 
     @contextlib.contextmanager
     def _digested(self) -> Iterator[None]:
@@ -206,8 +202,8 @@ class History:
         with self._digested():
             return self._busy_s
 
-    def text_since(self, index: int) -> tuple[int, list[tuple[str, float, float]]]:
-        """(index of the first, pieces): text, share loaded, share swapped from ``index`` on, as far as kept."""
+    def text_since(self, index: int) -> tuple[int, list[list[Any]]]:
+        """(index of the first, pieces): [text, share loaded, share swapped] from ``index`` on, as far as kept."""
         with self._digested():
             texts = self._tokens - self._begun
             first = max(index, texts - len(self._text))
@@ -246,11 +242,6 @@ class History:
                 sum(s.read_bytes for s in parts) / tokens,
                 sum(s.swapped for s in parts) / uses,
             )
-
-
-@functools.lru_cache(maxsize=4096)
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 3)
 
 
 def _last(kept: deque[T], count: int) -> list[T]:

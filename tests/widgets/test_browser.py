@@ -638,6 +638,29 @@ def test_a_page_that_reloads_gets_everything_back(board, figure):
     board.until("w => document.querySelector('.moelab .text').textContent === 'def fibonacci(n):' + w", text)
 
 
+LATE = """
+import fake_engine, threading, moe_lab_widgets.controls as controls
+controls.shipped = lambda: fake_engine.TABLES
+from moe_lab_widgets import Lab
+lab = Lab(fake_engine.FakeEngine(token_s=0.001))
+lab.start("once", max_new_tokens=30)
+lab.result()
+page, history, whole = lab._page, lab._session.history, lab._page.everything
+page._run, page._text, page._points = history.run, history.texts - 3, history.points     # as if told all but the end
+def late(still):
+    page.picture(lab.engine.telemetry.snapshot(), True)
+    threading.Timer(1.0, whole, [still]).start()
+page.everything = late
+lab
+"""
+
+
+def test_news_that_come_before_the_answer_to_hello_leave_no_gap(open_tab):
+    tab = open_tab(LATE)
+    tab.run(0)
+    tab.until("w => document.querySelector('.moelab .text')?.textContent === w", "once" + tab.ask("history.words()"))
+
+
 def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, jupyter):
     board.clear(0)
     board.clear(1)

@@ -223,10 +223,10 @@ class Session:
     def took(self, step: Any) -> None:
         """A token was generated."""
         self._steps += 1
-        timed = not self._steps % WATCHED     # asking this clock takes longer than the note,
+        timed, began = not self._steps % WATCHED, 0.0
         if timed:
-            time.thread_time()                # and longest at its first call after a token: that one is not the note's
-        began = time.thread_time() if timed else 0.0
+            time.thread_time()                # longer than the note, after a token: that call is not the note's
+            began = time.thread_time()
         now = self.history.took(step)
         if step.finish:
             self.finish = step.finish

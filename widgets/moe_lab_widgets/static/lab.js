@@ -352,7 +352,7 @@ export class Store {
     /** @type {{tokens: number, hit: number[]}} */ this.curve = { tokens: 0, hit: [] };
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
-    this.dark = false; this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0; this.answered = false;
+    this.dark = false; this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0;
     /** @type {{key: string, button: HTMLElement} | null} */ this.pressed = null;
     /** @type {Map<string, string>} */ this.drafts = new Map();
     this.tall = "130px";   // the map's height, for a view that has no picture yet
@@ -363,12 +363,13 @@ export class Store {
     this.painted = 0;      // newest sequence that some view has painted
     /** @type {WeakSet<object>} */ this.known = new WeakSet();
   }
+  get answered() { return this.fulls > 0; }
   /** A message of the kernel; the second view's copy of it is passed over. @param {any} m @param {DataView[]} buffers @returns {boolean} */
   take(m, buffers) {
     if (!m || this.known.has(m)) return false;
     this.known.add(m);
     if (m.cell) this.cell = m.cell;
-    if (m.k === "full") { this.text = []; this.points = []; this.texts = this.pointed = 0; this.answered = true; this.fulls++; }
+    if (m.k === "full") { this.text = []; this.points = []; this.texts = this.pointed = 0; this.fulls++; }
     if (m.k === "frame" || m.k === "full") {
       if (m.run !== this.run) { this.run = m.run; this.text = []; this.texts = 0; }
       if (m.prompt !== undefined) this.prompt = m.prompt;

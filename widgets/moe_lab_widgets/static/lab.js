@@ -967,15 +967,19 @@ function render({ model, el }) {
   size.observe(root);
   model.on("msg:custom", take);
   for (const t of TRAITS) model.on(`change:${t}`, traits);
-  const alive = () => { if (/** @type {any} */ (model).comm_live === false) lost(); };
-  model.on("comm_live_update", alive);
+  model.on("comm_live_update", lost);      // told when the kernel restarts; a comm that has gone does not come back
+  let heard = -1;
+  const silence = window.setInterval(() => {    // of a kernel that was killed nothing is told: it shows when a message cannot be sent
+    if (model.get("state") === "running" && store.changes === heard) b.tell({ ack: store.painted });
+    heard = store.changes;
+  }, 2000);
   for (const p of panes) p.draw({ traits: true, data: true });     // all but the canvases, so that it has its height at once
   wait = window.setTimeout(() => { if (!store.answered) { root.dataset.waiting = "1"; traits(); } }, 1000);
   b.tell({ hello: 1 });
   function stop() {
     end.abort(); themes.disconnect(); size.disconnect(); cancelAnimationFrame(raf);
-    for (const t of [timer, receipt, wait, late]) clearTimeout(t);
-    model.off("msg:custom", take); model.off("comm_live_update", alive);
+    for (const t of [timer, receipt, wait, late, silence]) clearTimeout(t);
+    model.off("msg:custom", take); model.off("comm_live_update", lost);
     for (const t of TRAITS) model.off(`change:${t}`, traits);
     root.remove();
   }

@@ -682,37 +682,36 @@ def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, 
     assert file.stat().st_size < 300_000
 
 
-QUIET = """
+FAKE = """
 import fake_engine, moe_lab_widgets.controls as controls
 controls.shipped = lambda: fake_engine.TABLES
 from moe_lab_widgets import Lab
-lab = Lab(fake_engine.FakeEngine(token_s=0.01))
+lab = Lab(fake_engine.FakeEngine(token_s=0.01), prompt="once", max_new_tokens=100_000)
 lab
 """
+RESTART = "async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }"
 GONE = "() => /kernel is gone/.test(document.querySelector('.moelab .note').textContent)"
 
 
-def test_a_kernel_that_is_restarted_while_nothing_runs_is_said(open_tab):
-    tab = open_tab(QUIET)
+def test_a_kernel_that_dies_while_it_writes_is_said(open_tab):
+    tab = open_tab(FAKE)
+    tab.run(0)
+    press(tab, "run")
+    tab.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 20")
+    tab.page.evaluate(RESTART)
+    tab.until(GONE)
+    tab.ready()
     tab.run(0)
     state(tab, "ready")
-    tab.page.wait_for_timeout(1500)                      # what the page had to tell is told: nothing will fail to be sent
-    tab.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
-    tab.until(GONE)
-
-
-def test_a_kernel_that_is_killed_while_it_writes_is_said(open_tab):
-    tab = open_tab(QUIET)
-    tab.run(0)
-    tab.do("lab.start('once', max_new_tokens=100_000)")
+    press(tab, "run")
     tab.until("() => +document.querySelector('.moelab canvas.map')?.dataset.token > 20")
-    tab.do("import os, signal, threading; threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()")
+    tab.do("import os, signal, threading; threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGKILL]).start()")
     tab.until(GONE)
 
 
-def test_a_kernel_that_dies_is_said_and_leaves_no_error(board):
-    running(board, 5)
-    board.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
+def test_a_kernel_that_dies_while_nothing_runs_is_said_and_leaves_no_error(board):
+    board.page.wait_for_timeout(1000)                    # what the page had to tell is told: nothing will fail to be sent
+    board.page.evaluate(RESTART)
     board.until(GONE)
     board.ready()
     board.run(0)

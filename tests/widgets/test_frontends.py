@@ -67,20 +67,29 @@ def test_it_runs_a_slider_acts_and_stop_ends_it(browser, tmp_path, place):
     assert problems == []
 
 
-def test_a_loop_in_a_cell_shows_itself_while_the_kernel_is_busy(open_tab):
-    tab = open_tab(CELL, "for step in lab.watch(engine.stream('a', max_new_tokens=400)):\n    pass")
+@pytest.fixture(scope="module")
+def busy(jupyter, browser):
+    """A notebook with a dashboard, a cell that loops over tokens, and a cell that shows a second one and stays busy."""
+    tab = browsing.Tab(browser, jupyter)
+    tab.open(jupyter.notebook("busy", [CELL, "for step in lab.watch(engine.stream('a', max_new_tokens=200)):\n    pass",
+                                       "import time\nlab2 = Lab(engine)\ndisplay(lab2)\ntime.sleep(5)"]))
     tab.run(0)
     tab.until("() => document.querySelector('.moelab canvas.map')?.dataset.seq")
-    tab.run(1, wait=False)
-    tab.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 40 && document.querySelector('.moelab').dataset.state === 'running' "
-              "&& document.querySelector('.moelab .note').textContent.startsWith('A loop in a cell')")
-    tab.until("() => document.querySelector('.moelab').dataset.state === 'finished'")
-    tab.until("() => document.querySelector('.moelab canvas.map').dataset.token === '400'")
+    yield tab
+    problems = tab.problems
+    tab.shut()
+    assert problems == []
 
 
-def test_a_view_that_comes_while_the_kernel_is_busy_says_so_and_then_fills(open_tab):
-    tab = open_tab(CELL, "import time\nlab2 = Lab(engine)\ndisplay(lab2)\ntime.sleep(8)")
-    tab.run(0)
-    tab.run(1, wait=False)
-    tab.until("() => document.querySelectorAll('.moelab')[1]?.querySelector('.note').textContent.startsWith('Waiting for the kernel')")
-    tab.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")
+def test_a_loop_in_a_cell_shows_itself_while_the_kernel_is_busy(busy):
+    busy.run(1, wait=False)
+    busy.until("() => +document.querySelector('.moelab canvas.map').dataset.token > 40 && document.querySelector('.moelab').dataset.state === 'running' "
+               "&& document.querySelector('.moelab .note').textContent.startsWith('A loop in a cell')")
+    busy.until("() => document.querySelector('.moelab').dataset.state === 'finished'")
+    busy.until("() => document.querySelector('.moelab canvas.map').dataset.token === '200'")
+
+
+def test_a_view_that_comes_while_the_kernel_is_busy_says_so_and_then_fills(busy):
+    busy.run(2, wait=False)
+    busy.until("() => document.querySelectorAll('.moelab')[1]?.querySelector('.note').textContent.startsWith('Waiting for the kernel')")
+    busy.until("() => document.querySelectorAll('.moelab canvas.map')[1]?.dataset.seq")

@@ -52,6 +52,20 @@ def exponential(x):  # type: ignore[no-untyped-def]
     return _f(p * power) if x <= _f(88.3) else _f(x * _f(np.inf))
 
 
+@jit(reorder=True, helper=True)
+def soft_max(x):  # type: ignore[no-untyped-def]
+    """x = e^x / sum(e^x), (N,) float32."""
+    top, total = _f(-np.inf), _f(0)
+    for i in range(x.size):        # x.max() would take numba a second to compile
+        top = max(top, x[i])
+    for i in range(x.size):
+        x[i] = exponential(x[i] - top)
+    for i in range(x.size):
+        total += x[i]
+    for i in range(x.size):
+        x[i] /= total
+
+
 @jit(helper=True)
 def activate(a, activation):  # type: ignore[no-untyped-def]
     """One float32 value through activation number ``activation``."""

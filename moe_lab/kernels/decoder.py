@@ -11,11 +11,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
-from moe_lab.kernels.activation import exponential
+from moe_lab.kernels.activation import exponential, soft_max
 from moe_lab.kernels.dense import GatedFFN, Weights, add, gated_ffn, product, rms_norm
-from moe_lab.kernels.jit import jit
-from moe_lab.kernels.stored import dot, stored, value
+from moe_lab.kernels.jit import copied, jit
+from moe_lab.kernels.stored import stored
+from moe_lab.kernels.streams import PRODUCTS, SUMS
 
 _f = np.float32
 
@@ -97,23 +99,23 @@ def _rotate(heads, cos, sin):  # type: ignore[no-untyped-def]
             row[i + half] = b * cos[i + half] + a * sin[i + half]
 
 
-@jit(reorder=True, helper=True)
 def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
     """out (S,) = softmax(keys @ q / sqrt(S)) @ values over ``n`` tokens; keys and values (N, S)."""
-    scale, top = _f(1 / math.sqrt(q.size)), _f(-np.inf)
-    for t in range(n):
-        scores[t] = dot(keys[t], q) * scale
-        top = max(top, scores[t])
-    total = _f(0)
-    for t in range(n):
-        scores[t] = exponential(scores[t] - top)
-    for t in range(n):
-        total += scores[t]
-    out[:] = 0
-    for t in range(n):
-        share, row = scores[t] / total, values[t]
-        for i in range(out.size):
-            out[i] += share * value(row[i])
+    raise NotImplementedError       # the kernels' own; see _mixed
+
+
+@overload(_mix)
+def _mixed(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
+    product_of, sum_of = PRODUCTS[keys.dtype.name], SUMS[values.dtype.name]
+
+    def mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
+        scores = scores[:n]
+        scores[:] = 0
+        product_of(keys.ctypes.data, n, q.size, q.ctypes.data, _f(1 / math.sqrt(q.size)), scores)
+        soft_max(scores)
+        sum_of(values.ctypes.data, n, q.size, scores, out)
+
+    return mix
 
 
 @jit(helper=True)
@@ -156,14 +158,8 @@ def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, key
     rms_norm(x, norm, a.eps[0], room.h)
     product(router, room.h, logits)
     if softmax:
-        top, total = logits[0], _f(0)
-        for e in range(logits.size):        # logits.max() would take numba a second to compile
-            top = max(top, logits[e])
-        for e in range(logits.size):
-            weights[e] = exponential(logits[e] - top)
-            total += weights[e]
-        for e in range(logits.size):
-            weights[e] /= total
+        copied(logits, weights)
+        soft_max(weights)
     else:
         for e in range(logits.size):
             weights[e] = _f(1) / (_f(1) + exponential(-logits[e]))

@@ -1,9 +1,9 @@
-"""Rows of stored numbers times a vector, read as four streams: the product of everything that is not quantised.
+"""Rows of stored numbers times a vector, and a weighted sum of rows: the products of everything that is not quantised.
 
 Knows rows that lie one after the other, float32 or bfloat16 bits, and how to read them as fast as memory gives them:
-row r of each quarter at the same time. Four rows that follow each other lie a power of two apart in most models,
-where they stand in each other's way: they come at 60 % of that speed. A row's sum has an order of its own, whatever
-rows stand beside it. Memory is named by address.
+for a product, row r of each quarter at the same time. Four rows that follow each other lie a power of two apart in
+most models, where they stand in each other's way: they come at 60 % of that speed. A row's sum has an order of its
+own, whatever rows stand beside it. Memory is named by address.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import numpy as np
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.pointers import floats_at, shorts_at
 from moe_lab.kernels.stored import value
-from moe_lab.kernels.vectors import LANES, fma, four_totals, lane, load_bf16, load_f32, no_floats, total_f32
+from moe_lab.kernels.vectors import (
+    LANES,
+    fma,
+    four_totals,
+    lane,
+    load_bf16,
+    load_f32,
+    no_floats,
+    spread,
+    store_f32,
+    total_f32,
+)
 
 _f = np.float32
 
@@ -62,8 +73,51 @@ def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], ite
     return product
 
 
+def stream_sum(load: Callable[..., Any], numbers_at: Callable[..., Any], item_bytes: int) -> Callable[..., Any]:
+    """The kernel ``(rows, count, columns, shares, out)``: out (columns,) = sum of shares[t] * row t.
+
+    ``rows`` is an address, ``shares`` (at least count,) and ``out`` are float32 arrays. Four vectors of columns at a
+    time stay in registers while the rows go by.
+    """
+
+    @jit(helper=True)
+    def weighted(rows, count, columns, shares, out):  # type: ignore[no-untyped-def]
+        row_bytes, to, end = item_bytes * columns, out.ctypes.data, columns - columns % LANES
+        wide = columns - columns % (4 * LANES)
+        for k in range(0, wide, 4 * LANES):
+            p, a, b, c, d = rows + item_bytes * k, no_floats(), no_floats(), no_floats(), no_floats()
+            for t in range(count):
+                share = spread(shares[t])
+                a, b = fma(load(p), share, a), fma(load(p + item_bytes * LANES), share, b)
+                c = fma(load(p + 2 * item_bytes * LANES), share, c)
+                d = fma(load(p + 3 * item_bytes * LANES), share, d)
+                p += row_bytes
+            store_f32(to + 4 * k, a)
+            store_f32(to + 4 * (k + LANES), b)
+            store_f32(to + 4 * (k + 2 * LANES), c)
+            store_f32(to + 4 * (k + 3 * LANES), d)
+        for k in range(wide, end, LANES):
+            p, a = rows + item_bytes * k, no_floats()
+            for t in range(count):
+                a = fma(load(p), spread(shares[t]), a)
+                p += row_bytes
+            store_f32(to + 4 * k, a)
+        numbers = numbers_at(rows, count * columns)
+        for k in range(end, columns):
+            out[k] = 0
+            for t in range(count):
+                out[k] += value(numbers[t * columns + k]) * shares[t]
+
+    return weighted
+
+
 PRODUCTS: dict[str, Callable[..., Any]] = {
     "float32": stream_product(load_f32, floats_at, 4),
     "uint16": stream_product(load_bf16, shorts_at, 2),
 }
 """By NumPy's name of the type of a stored number."""
+SUMS: dict[str, Callable[..., Any]] = {
+    "float32": stream_sum(load_f32, floats_at, 4),
+    "uint16": stream_sum(load_bf16, shorts_at, 2),
+}
+"""Likewise."""

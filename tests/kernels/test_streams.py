@@ -1,4 +1,4 @@
-"""Products of stored rows against NumPy, for rows and columns that fill neither streams nor vectors."""
+"""Products and sums of stored rows against NumPy, for rows and columns that fill neither streams nor vectors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from moe_lab.kernels.dense import product
 from moe_lab.kernels.formats.bf16 import round_bf16, widen_bf16
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.streams import SUMS
 
 
 @jit(cache=False)
@@ -52,3 +53,19 @@ def test_what_is_no_number_stays_in_its_row(rng):
     w[2, 5], w[6, 32] = np.nan, np.inf
     y = result(w, x)
     assert np.isnan(y[2]) and np.isinf(y[6]) and np.isfinite(np.delete(y, [2, 6])).all()
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 16), (4, 15), (6, 64), (64, 256), (67, 151), (0, 8), (5, 0)])
+def test_a_weighted_sum_of_rows_equals_numpy(rng, rows, columns, kind):
+    w, _ = problem(rng, rows, columns, kind)
+    shares, out = rng.standard_normal(rows + 2).astype(np.float32), np.full(columns, np.nan, np.float32)
+    weighted = SUMS[w.dtype.name]
+
+    @jit(cache=False)
+    def total(w, shares, out):
+        weighted(w.ctypes.data, w.shape[0], w.shape[1], shares, out)
+
+    total(w, shares, out)
+    wide = (widen_bf16(w) if kind == "bf16" else w).astype(np.float64)
+    np.testing.assert_allclose(out, shares[:rows].astype(np.float64) @ wide, rtol=1e-5, atol=1e-5)

@@ -6,16 +6,17 @@ prompt is cut into chunks, so that memory stays bounded; nothing that is compute
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import gelu, linear, relu, silu
 
 from moe_lab.kernels.formats import Format
 
-CHUNK_BYTES = 256 << 20
-"""What the rows of a chunk may take: K rows in and K rows out for each token."""
+CHUNK_BYTES = 128 << 20
+"""What the outputs of a chunk may take: K rows for each token."""
 
 Visit = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
 """Yields (expert, slot bytes) once for each expert asked for, in any order."""
@@ -23,7 +24,7 @@ Visit = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
 
 def chunk_tokens(K: int, D: int) -> int:
     """Tokens of a chunk."""
-    return max(64, CHUNK_BYTES // (2 * 4 * K * D))
+    return max(64, CHUNK_BYTES // (4 * K * D))
 
 
 def sum_of_experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, visit: Visit, format: Format,
@@ -42,36 +43,33 @@ def sum_of_experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, vi
 def _chunk(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, visit: Visit, format: Format, width: int,
            activation: str) -> tuple[torch.Tensor, int]:
     (T, K), D = ids.shape, x.shape[1]
-    order = torch.argsort(ids.reshape(-1), stable=True)
-    experts, counts = np.unique(ids.numpy(), return_counts=True)
-    ends = zip(experts.tolist(), counts.tolist(), counts.cumsum().tolist(), strict=True)
-    span = {expert: slice(end - n, end) for expert, n, end in ends}
-    rows, out = x.float()[order // K], torch.zeros(T * K, D)
+    flat = ids.reshape(-1).numpy()
+    order = np.argsort(flat, kind="stable")
+    experts, counts = np.unique(flat, return_counts=True)
+    places = dict(zip(experts.tolist(), np.split(order, counts.cumsum()[:-1]), strict=True))
+    rows, gates = x.float().contiguous().numpy(), weights.float().reshape(-1).numpy()
+    parts = np.empty((T * K, D), np.float32)
+    parts[places.get(-1, [])] = 0
     used = experts[experts >= 0]
-    run = _by_kernel if format.grouped else _by_torch
+    run = format.ffn_rows if format.grouped else functools.partial(_by_torch, format)
     for expert, slot in visit(used):
-        run(rows[span[expert]], slot, out[span[expert]], format, width, activation)
-    out *= weights.float().reshape(-1)[order, None]
-    parts = torch.empty_like(out).index_copy_(0, order, out).view(T, K, D)
-    return parts.sum(1).to(x.dtype), int(used.size)
+        run(rows, slot, places[expert], gates, parts, width, activation)
+    return torch.from_numpy(parts).view(T, K, D).sum(1).to(x.dtype), int(used.size)
 
 
-def _by_kernel(rows: torch.Tensor, slot: np.ndarray, out: torch.Tensor, format: Format, width: int,
-               activation: str) -> None:
-    format.ffn_rows(rows.numpy(), slot, out.numpy(), width, activation)
-
-
-def _by_torch(rows: torch.Tensor, slot: np.ndarray, out: torch.Tensor, format: Format, width: int,
-              activation: str) -> None:
-    gate, up, down = (torch.from_numpy(w) for w in format.decode(slot, rows.shape[1], width))
-    hidden = ACTIVATIONS[activation](F.linear(rows, gate)) * F.linear(rows, up)
-    torch.matmul(hidden, down.T, out=out)
+def _by_torch(format: Format, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray,
+              F: int, activation: str) -> None:
+    """``Format.ffn_rows`` by torch's matrix products over the decoded weights."""
+    gate, up, down = (torch.from_numpy(w) for w in format.decode(slot, x.shape[1], F))
+    rows = torch.from_numpy(x[places // (len(out) // len(x))])
+    hidden = ACTIVATIONS[activation](linear(rows, gate)) * linear(rows, up)
+    out[places] = linear(hidden, down).numpy() * gates[places, None]
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": lambda x: gelu(x, approximate="tanh"),
+    "relu": relu,
 }
 """Activations by the names that the kernels use."""

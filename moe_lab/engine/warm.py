@@ -111,7 +111,7 @@ def for_tokens(engine: Engine) -> Iterator[Step]:
         yield lambda: times_rows(quantised_matrix(np.zeros((1, D), np.float32), dense), x)
     yield lambda: walk(state, logits, logits, telemetry.room(0))
     if format.grouped:
-        yield lambda: format.ffn_rows(x, arena[0], out, F, "silu")
+        yield lambda: format.ffn_rows(x, arena[0], np.zeros(1, np.int64), gates, out, F, "silu")
     telemetry.begin(1, DECODE)
     yield telemetry.end
     yield engine.compile_decoding

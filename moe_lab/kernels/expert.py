@@ -133,21 +133,18 @@ def piece_kernel(steps: Steps) -> Callable[..., Any]:
 
 
 def rows_kernel(steps: Steps) -> Callable[..., Any]:
-    """The kernel of one expert for many tokens: ``(block, x (N, D), slot (B,), out (N, D))``."""
+    """The kernel of ``Format.ffn_rows``, ``(block of a job of one, x, slot, places, gates, out)``: row after row."""
     prepare, up, down = steps.prepare, steps.up, steps.down
 
     @jit(name=f"rows {steps.name}")
-    def rows(job, x, slot, one, out):  # type: ignore[no-untyped-def]
-        job[GATES] = one.ctypes.data
-        out[:] = 0
-        for row in range(x.shape[0]):
-            job[X], job[OUT] = x[row].ctypes.data, out[row].ctypes.data
+    def rows(job, x, slot, places, gates, out):  # type: ignore[no-untyped-def]
+        K = out.shape[0] // x.shape[0]
+        for place in places:
+            job[X], job[GATES] = x[place // K].ctypes.data, gates[place:].ctypes.data
+            job[OUT] = out[place].ctypes.data
+            out[place, :] = 0
             prepare(job)
             up(job, slot.ctypes.data, 0, 0, job[HIDDEN])
             down(job, slot.ctypes.data, 0, 0, job[WIDTH])
 
     return rows
-
-
-ONE = np.ones(1, dtype=np.float32)
-"""The gate of an expert that stands alone."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from moe_lab.kernels.jit import jit
 
-FIELDS = ("width", "hidden", "top_k", "activation", "arena", "stride", "slots", "x", "gates", "out", "count", "phase",
-          "x_bytes", "x_scales", "x_sums", "h", "u", "h_bytes", "h_scales", "h_sums", "part")
+FIELDS = ("width", "hidden", "top_k", "activation", "arena", "stride", "slots", "x", "gates", "out", "places", "count",
+          "phase", "x_bytes", "x_scales", "x_sums", "h", "u", "h_bytes", "h_scales", "h_sums", "part")
 """Sizes, then what a call is given (addresses, and the bytes from one slot to the next), then addresses of scratch."""
-(WIDTH, HIDDEN, TOP_K, ACTIVATION, ARENA, STRIDE, SLOTS, X, GATES, OUT, COUNT, PHASE,
+(WIDTH, HIDDEN, TOP_K, ACTIVATION, ARENA, STRIDE, SLOTS, X, GATES, OUT, PLACES, COUNT, PHASE,
  X_BYTES, X_SCALES, X_SUMS, H, U, H_BYTES, H_SCALES, H_SUMS, PART) = range(len(FIELDS))
 
 UP_ROWS, DOWN_ROWS = 64, 128

@@ -142,7 +142,7 @@ def test_many_tokens_have_the_same_bits_for_any_number_of_threads(rng, threads, 
         threads(count)
         for _ in range(15):
             found.append(np.full((N, D), np.nan, np.float32))
-            format.ffn_rows(x, slot, found[-1], F, "silu")
+            format.ffn_rows(x, slot, np.arange(N), np.ones(N, np.float32), found[-1], F, "silu")
     assert all(np.array_equal(one, found[0]) for one in found) and np.isfinite(found[0]).all()
 
 

@@ -80,7 +80,7 @@ def test_an_experts_error_is_within_the_formats_bound(rng, name):
     slot = np.zeros(format.slot_bytes(D, F), np.uint8)
     format.encode(*parts, slot)
     x, out = rng.standard_normal((N, D)).astype(np.float32), np.empty((N, D), np.float32)
-    format.ffn_rows(x, slot, out, F, "silu")
+    format.ffn_rows(x, slot, np.arange(N), np.ones(N, np.float32), out, F, "silu")
     gate, up, down = (part.astype(np.float64) for part in parts)
     exact = (TWINS["silu"](x @ gate.T) * (x @ up.T)) @ down.T
     assert 0.5 * format.error * (format.error > 1e-4) < relative(out, exact) <= format.error
@@ -89,11 +89,14 @@ def test_an_experts_error_is_within_the_formats_bound(rng, name):
 @pytest.mark.parametrize("name", FORMS)
 def test_rows_have_the_very_bits_of_tokens(rng, name):
     format = FORMS[name]
-    arena = experts(rng, format, 256, 64, 3)
-    rows, out = rng.standard_normal((135, 256)).astype(np.float32), np.full((135, 256), np.nan, np.float32)
-    format.ffn_rows(rows, arena[1], out, 64, "silu")
-    for x, y in zip(rows, out, strict=True):
-        np.testing.assert_array_equal(y, token(format, x, arena, np.array([1], np.int32), np.ones(1, np.float32), 64))
+    arena, T, K = experts(rng, format, 256, 64, 3), 70, 3
+    x, out = rng.standard_normal((T, 256)).astype(np.float32), np.full((T * K, 256), np.nan, np.float32)
+    gates, places = rng.random(T * K).astype(np.float32), rng.permutation(T * K)[:135]
+    format.ffn_rows(x, arena[1], places, gates, out, 64, "silu")
+    for p in places:
+        expected = token(format, x[p // K], arena, np.array([1], np.int32), gates[p : p + 1], 64)
+        np.testing.assert_array_equal(out[p], expected)
+    assert np.isnan(np.delete(out, places, 0)).all(), "nobody else's row was touched"
 
 
 @pytest.mark.parametrize("name", FORMS)

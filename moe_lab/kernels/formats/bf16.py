@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
-from moe_lab.kernels.expert import ONE, Token, rows_kernel
+from moe_lab.kernels.expert import Token, rows_kernel
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
 from moe_lab.kernels.job import job_of
@@ -58,10 +58,11 @@ class BF16:
         """See ``Format``."""
         ffn_token(x, arena, slots, gates, out, F, activation)
 
-    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
+    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
+                 activation: str) -> None:
         """See ``Format``."""
         job = job_of(x.shape[1], F, 1, activation_number(activation))
-        ffn_rows(job.block, x, slot, ONE, out)
+        ffn_rows(job.block, x, slot, places, gates, out)
 
     def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                        activation: str) -> np.ndarray:

@@ -32,6 +32,8 @@ from moe_lab.kernels.job import (
     PANEL,
     PART,
     PHASE,
+    PLACES,
+    TOP_K,
     WIDTH,
     X_BYTES,
     X_SCALES,
@@ -156,19 +158,20 @@ def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
         D, F, n, phase = job[WIDTH], job[HIDDEN], job[COUNT], job[PHASE]
         wide, deep = filled(D, GROUP), filled(F, GROUP)
         across, within = wide // GROUP, deep // GROUP
+        places = array_at(job[PLACES], (n,), np.int64)
         if phase == 0:
-            place = 4 * item * across
-            quantise_vector(job[X] + 4 * D * item, D, job[X_BYTES] + item * wide, job[X_SCALES] + place,
-                            job[X_SUMS] + place, job[PART] + 4 * wide * item, above)
+            x, at = job[X] + 4 * D * (places[item] // job[TOP_K]), 4 * item * across
+            quantise_vector(x, D, job[X_BYTES] + item * wide, job[X_SCALES] + at, job[X_SUMS] + at,
+                            job[PART] + 4 * wide * item, above)
         elif phase == 1:
             step = across * size
             for p in range(UP_PANELS * item, min(UP_PANELS * (item + 1), filled(F, PANEL) // PANEL)):
                 two(job[ARENA] + 2 * p * step, across, n, job[X_BYTES], job[X_SCALES], job[X_SUMS], job[H] + 64 * p,
                     job[U] + 64 * p, 4 * deep)
         elif phase == 2:
-            h, place = job[H] + 4 * item * deep, 4 * item * within
+            h, at = job[H] + 4 * item * deep, 4 * item * within
             gated(floats_at(h, F), floats_at(job[U] + 4 * item * deep, F), job[ACTIVATION])
-            quantise(h, within, job[H_BYTES] + item * deep, job[H_SCALES] + place, job[H_SUMS] + place, above)
+            quantise(h, within, job[H_BYTES] + item * deep, job[H_SCALES] + at, job[H_SUMS] + at, above)
         else:
             first, step = job[ARENA] + 2 * (filled(F, PANEL) // PANEL) * across * size, within * size
             begin, end = DOWN_PANELS * item, min(DOWN_PANELS * (item + 1), filled(D, PANEL) // PANEL)
@@ -179,25 +182,27 @@ def rows_piece_kernel(bits: int, path: str) -> Callable[..., Any]:
                 one(first + (end - 1) * step, within, n, job[H_BYTES], job[H_SCALES], job[H_SUMS],
                     job[PART] + 64 * (end - 1), 4 * wide)
             for m in range(n):
-                found, out = floats_at(job[PART] + 4 * m * wide, D), floats_at(job[OUT] + 4 * m * D, D)
+                found, out = floats_at(job[PART] + 4 * m * wide, D), floats_at(job[OUT] + 4 * D * places[m], D)
+                gate = floats_at(job[GATES], places[m] + 1)[places[m]]
                 for r in range(PANEL * begin, min(PANEL * end, D)):
-                    out[r] = found[r]
+                    out[r] = gate * found[r]
 
     return piece
 
 
 @jit
-def rows_kernel(crew, piece, job, x, slot, out):  # type: ignore[no-untyped-def]
-    """One expert for many tokens: ``slot`` (B,), ``x`` and ``out`` (N, D), the block of a job of ROWS, and the
-    addresses of a crew (0: none) and of ``rows_piece_kernel``'s machine code. The bits are those of one token after
-    the other, but each panel is multiplied by all tokens of a turn while it is near."""
+def rows_kernel(crew, piece, job, x, slot, places, gates, out):  # type: ignore[no-untyped-def]
+    """``Format.ffn_rows`` with the block of a job of ROWS, and the addresses of a crew (0: none) and of
+    ``rows_piece_kernel``'s machine code. The bits are those of one token after the other, but each panel is multiplied
+    by all tokens of a turn while it is near."""
     D, F = job[WIDTH], job[HIDDEN]
-    job[ARENA] = slot.ctypes.data
+    job[ARENA], job[X], job[GATES], job[OUT] = slot.ctypes.data, x.ctypes.data, gates.ctypes.data, out.ctypes.data
+    job[TOP_K] = out.shape[0] // x.shape[0]
     ups = filled(filled(F, PANEL) // PANEL, UP_PANELS) // UP_PANELS
     downs = filled(filled(D, PANEL) // PANEL, DOWN_PANELS) // DOWN_PANELS
-    for first in range(0, x.shape[0], ROWS):
-        n = min(ROWS, x.shape[0] - first)
-        job[COUNT], job[X], job[OUT] = n, x[first].ctypes.data, out[first].ctypes.data
+    for first in range(0, places.size, ROWS):
+        n = min(ROWS, places.size - first)
+        job[COUNT], job[PLACES] = n, places[first:].ctypes.data
         for phase, pieces in enumerate((n, ups, n, downs)):
             job[PHASE] = phase
             run(crew, np.int64(job.ctypes.data), piece, pieces, 0)

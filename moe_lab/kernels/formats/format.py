@@ -57,8 +57,14 @@ class Format(Protocol):
         gates (K,) float32 · out (D,) float32, overwritten. All arrays C-contiguous.
         """
 
-    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
-        """``out`` (N, D) float32 = one expert of each row of ``x`` (N, D): the bits of ``ffn_token`` with gate 1."""
+    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
+                 activation: str) -> None:
+        """``out``[p] = gates[p] * expert in ``slot`` of ``x``[p // K], for every p of ``places``; the bits of
+        ``ffn_token``. Other rows of ``out`` stay as they are.
+
+        x (T, D) float32 · slot (at least slot_bytes,) uint8 · places (N,) int64, below T * K · gates (T * K,) float32 ·
+        out (T * K, D) float32. All arrays C-contiguous.
+        """
 
     def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                        activation: str) -> np.ndarray:

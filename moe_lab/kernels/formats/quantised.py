@@ -107,11 +107,12 @@ class Quantised:
         """See ``Format``."""
         self._token(x, arena, slots, gates, out, F, activation)
 
-    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, out: np.ndarray, F: int, activation: str) -> None:
+    def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
+                 activation: str) -> None:
         """See ``Format``."""
         job = job_of(x.shape[1], F, ROWS, activation_number(activation), ROWS)
-        crew = shared().address if x.shape[0] * slot.size >= SHARED_WORK else 0
-        rows_kernel(crew, self._rows, job.block, x, slot, out)
+        crew = shared().address if places.size * slot.size >= SHARED_WORK else 0
+        rows_kernel(crew, self._rows, job.block, x, slot, places, gates, out)
 
     def ffn_token_slow(self, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray, F: int,
                        activation: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from moe_lab.kernels.activation import exponential, soft_max
 from moe_lab.kernels.dense import GatedFFN, Weights, add, gated_ffn, product, rms_norm
 from moe_lab.kernels.jit import copied, jit
 from moe_lab.kernels.stored import stored
-from moe_lab.kernels.streams import PRODUCTS, SUMS
+from moe_lab.kernels.streams import SCORES, SUMS
 
 _f = np.float32
 
@@ -99,21 +99,22 @@ def _rotate(heads, cos, sin):  # type: ignore[no-untyped-def]
             row[i + half] = b * cos[i + half] + a * sin[i + half]
 
 
-def _mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
-    """out (S,) = softmax(keys @ q / sqrt(S)) @ values over ``n`` tokens; keys and values (N, S)."""
+def _mix(q, keys, values, n, scores, out, coming):  # type: ignore[no-untyped-def]
+    """out (S,) = softmax(keys @ q / sqrt(S)) @ values over ``n`` tokens; keys and values (N, S). Those of a head are a
+    short stretch of memory: while one is read the next is asked for, values after keys, then the keys at ``coming``."""
     raise NotImplementedError       # the kernels' own; see _mixed
 
 
 @overload(_mix)
-def _mixed(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
-    product_of, sum_of = PRODUCTS[keys.dtype.name], SUMS[values.dtype.name]
+def _mixed(q, keys, values, n, scores, out, coming):  # type: ignore[no-untyped-def]
+    scores_of, sum_of = SCORES[keys.dtype.name], SUMS[values.dtype.name]
 
-    def mix(q, keys, values, n, scores, out):  # type: ignore[no-untyped-def]
-        scores = scores[:n]
+    def mix(q, keys, values, n, scores, out, coming):  # type: ignore[no-untyped-def]
+        scores, first, second = scores[:n], keys.ctypes.data, values.ctypes.data
         scores[:] = 0
-        product_of(keys.ctypes.data, n, q.size, q.ctypes.data, _f(1 / math.sqrt(q.size)), scores)
+        scores_of(first, n, q.size, q.ctypes.data, _f(1 / math.sqrt(q.size)), scores, second - first)
         soft_max(scores)
-        sum_of(values.ctypes.data, n, q.size, scores, out)
+        sum_of(second, n, q.size, scores, out, coming - second)
 
     return mix
 
@@ -137,8 +138,8 @@ def _attend(x, a, cos, sin, keys, values, t, room):  # type: ignore[no-untyped-d
             keys[g, t, i] = stored(room.k[g, i], keys[g, t, i])
             values[g, t, i] = stored(room.v[g, i], values[g, t, i])
     for head in range(H):
-        g = head // (H // G)
-        _mix(room.q[head], keys[g], values[g], t + 1, room.scores, room.mixed[head])
+        g, then = head // (H // G), min(head + 1, H - 1) // (H // G)
+        _mix(room.q[head], keys[g], values[g], t + 1, room.scores, room.mixed[head], keys[then].ctypes.data)
     product(a.o, room.mixed.reshape(H * S), room.out)
     add(room.out, a.o_bias)
     add(x, room.out)

@@ -60,7 +60,7 @@ def _product(w, x, y):  # type: ignore[no-untyped-def]
 
     def rows(w, x, y):  # type: ignore[no-untyped-def]
         y[:] = 0
-        streams(w.ctypes.data, w.shape[0], w.shape[1], x.ctypes.data, _f(1), y)
+        streams(w.ctypes.data, w.shape[0], w.shape[1], x.ctypes.data, _f(1), y, 0)
 
     return rows
 

@@ -21,6 +21,7 @@ from moe_lab.kernels.jit import jit
 from moe_lab.kernels.job import GROUP, PANEL
 from moe_lab.kernels.pointers import bytes_at, floats_at, ints_at, shorts_at
 from moe_lab.kernels.vectors import (
+    LINE,
     add,
     fetch,
     fma,
@@ -70,7 +71,7 @@ def products(path: str, bits: int) -> Products:
         total = no_floats()
         for g in range(groups):
             if asks:
-                for line in range(0, size, 64):
+                for line in range(0, size, LINE):
                     fetch(weights + AHEAD + line)
             exact = to_floats(block(weights + SCALES, x, spread_i32(sums)))
             total = fma(exact, mul(load_f16(weights), spread_f32(scales)), total)
@@ -112,7 +113,7 @@ def row_products(path: str, bits: int) -> RowProducts:
         coming = weights + 2 * groups * size        # the next two panels are asked for bit by bit
         share = 8 * groups * size // max(whole, 1)
         for m in range(0, whole, 4):
-            for line in range(0, share, 64):
+            for line in range(0, share, LINE):
                 fetch(coming + line)
             coming += share
             place = m * 4 * groups

@@ -18,6 +18,8 @@ from moe_lab.kernels.pointers import floats_at, shorts_at
 from moe_lab.kernels.stored import value
 from moe_lab.kernels.vectors import (
     LANES,
+    LINE,
+    fetch,
     fma,
     four_totals,
     lane,
@@ -32,11 +34,13 @@ from moe_lab.kernels.vectors import (
 _f = np.float32
 
 
-def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], item_bytes: int) -> Callable[..., Any]:
-    """The kernel ``(weights, rows, columns, x, factor, y)``: y (rows,) += factor * (rows of ``weights`` times x).
+def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], item_bytes: int,
+                   asks: bool = False) -> Callable[..., Any]:
+    """The kernel ``(weights, rows, columns, x, factor, y, ahead)``: y (rows,) += factor * (rows of ``weights`` times x).
 
     ``weights`` and ``x`` are addresses, of numbers that ``load`` reads by vectors and ``numbers_at`` as an array, and
-    of float32; ``y`` is an array.
+    of float32; ``y`` is an array. ``asks``: as each line is read, that ``ahead`` bytes further on is asked for, which
+    helps where what comes next lies elsewhere and is short. A long matrix is read faster without.
     """
 
     @jit(inline=True)
@@ -48,7 +52,7 @@ def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], ite
         return whole
 
     @jit(helper=True)
-    def product(weights, rows, columns, x, factor, y):  # type: ignore[no-untyped-def]
+    def product(weights, rows, columns, x, factor, y, ahead):  # type: ignore[no-untyped-def]
         row_bytes, quarter, end = item_bytes * columns, rows // 4, columns - columns % LANES
         apart = quarter * row_bytes
         for r in range(quarter):
@@ -57,6 +61,11 @@ def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], ite
             a, b, c, d = no_floats(), no_floats(), no_floats(), no_floats()
             for k in range(0, end, LANES):
                 v, at = load_f32(x + 4 * k), item_bytes * k
+                if asks and at % LINE == 0:
+                    fetch(p + ahead + at)
+                    fetch(q + ahead + at)
+                    fetch(s + ahead + at)
+                    fetch(t + ahead + at)
                 a, b = fma(load(p + at), v, a), fma(load(q + at), v, b)
                 c, d = fma(load(s + at), v, c), fma(load(t + at), v, d)
             sums = four_totals(a, b, c, d)
@@ -74,20 +83,22 @@ def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], ite
 
 
 def stream_sum(load: Callable[..., Any], numbers_at: Callable[..., Any], item_bytes: int) -> Callable[..., Any]:
-    """The kernel ``(rows, count, columns, shares, out)``: out (columns,) = sum of shares[t] * row t.
+    """The kernel ``(rows, count, columns, shares, out, ahead)``: out (columns,) = sum of shares[t] * row t.
 
     ``rows`` is an address, ``shares`` (at least count,) and ``out`` are float32 arrays. Four vectors of columns at a
-    time stay in registers while the rows go by.
+    time stay in registers while the rows go by; meanwhile the memory ``ahead`` bytes further on is asked for.
     """
 
     @jit(helper=True)
-    def weighted(rows, count, columns, shares, out):  # type: ignore[no-untyped-def]
+    def weighted(rows, count, columns, shares, out, ahead):  # type: ignore[no-untyped-def]
         row_bytes, to, end = item_bytes * columns, out.ctypes.data, columns - columns % LANES
         wide = columns - columns % (4 * LANES)
         for k in range(0, wide, 4 * LANES):
             p, a, b, c, d = rows + item_bytes * k, no_floats(), no_floats(), no_floats(), no_floats()
             for t in range(count):
                 share = spread(shares[t])
+                for line in range(0, 4 * item_bytes * LANES, LINE):
+                    fetch(p + ahead + line)
                 a, b = fma(load(p), share, a), fma(load(p + item_bytes * LANES), share, b)
                 c = fma(load(p + 2 * item_bytes * LANES), share, c)
                 d = fma(load(p + 3 * item_bytes * LANES), share, d)
@@ -116,6 +127,11 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
     "uint16": stream_product(load_bf16, shorts_at, 2),
 }
 """By NumPy's name of the type of a stored number."""
+SCORES: dict[str, Callable[..., Any]] = {
+    "float32": stream_product(load_f32, floats_at, 4, asks=True),
+    "uint16": stream_product(load_bf16, shorts_at, 2, asks=True),
+}
+"""Likewise."""
 SUMS: dict[str, Callable[..., Any]] = {
     "float32": stream_sum(load_f32, floats_at, 4),
     "uint16": stream_sum(load_bf16, shorts_at, 2),

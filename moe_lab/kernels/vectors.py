@@ -19,6 +19,8 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 16
 """Numbers in a vector."""
+LINE = 64
+"""Bytes that memory gives at once."""
 
 BYTE, SHORT, INT = (ir.IntType(bits) for bits in (8, 16, 32))
 FLOAT, HALF = ir.FloatType(), ir.HalfType()

@@ -64,7 +64,7 @@ def test_a_weighted_sum_of_rows_equals_numpy(rng, rows, columns, kind):
 
     @jit(cache=False)
     def total(w, shares, out):
-        weighted(w.ctypes.data, w.shape[0], w.shape[1], shares, out)
+        weighted(w.ctypes.data, w.shape[0], w.shape[1], shares, out, 0)
 
     total(w, shares, out)
     wide = (widen_bf16(w) if kind == "bf16" else w).astype(np.float64)

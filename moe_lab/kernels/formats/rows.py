@@ -31,15 +31,15 @@ def row_steps(name: str, number: str, item_bytes: int) -> Steps:
         place, row = 4 * k * filled(F, GROUP), item_bytes * D
         h, u = floats_at(job[H] + place, F)[begin:end], floats_at(job[U] + place, F)[begin:end]
         h[:], u[:] = 0, 0
-        product(weights + row * begin, end - begin, D, job[X], _ONE, h)
-        product(weights + row * (F + begin), end - begin, D, job[X], _ONE, u)
+        product(weights + row * begin, end - begin, D, job[X], _ONE, h, 0)
+        product(weights + row * (F + begin), end - begin, D, job[X], _ONE, u, 0)
         gated(h, u, job[ACTIVATION])
 
     @jit(helper=True)
     def down(job, weights, k, begin, end):  # type: ignore[no-untyped-def]
         D, F = job[WIDTH], job[HIDDEN]
         downs, gate = weights + item_bytes * F * (2 * D + begin), floats_at(job[GATES], k + 1)[k]
-        product(downs, end - begin, F, job[H] + 4 * k * filled(F, GROUP), gate, floats_at(job[OUT], D)[begin:end])
+        product(downs, end - begin, F, job[H] + 4 * k * filled(F, GROUP), gate, floats_at(job[OUT], D)[begin:end], 0)
 
     return Steps(name, _prepare, up, down)
 

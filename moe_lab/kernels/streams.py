@@ -36,7 +36,7 @@ _f = np.float32
 
 def stream_product(load: Callable[..., Any], numbers_at: Callable[..., Any], item_bytes: int,
                    asks: bool = False) -> Callable[..., Any]:
-    """The kernel ``(weights, rows, columns, x, factor, y, ahead)``: y (rows,) += factor * (rows of ``weights`` times x).
+    """The kernel ``(weights, rows, columns, x, factor, y, ahead)``: y (rows,) += factor * rows of ``weights`` times x.
 
     ``weights`` and ``x`` are addresses, of numbers that ``load`` reads by vectors and ``numbers_at`` as an array, and
     of float32; ``y`` is an array. ``asks``: as each line is read, that ``ahead`` bytes further on is asked for, which

@@ -36,6 +36,7 @@ from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.dense import gated_ffn, product
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.sealed import Sealed
 from moe_lab.models.decoder import Decoder
 
 ALL, DENSE = "all", "dense"
@@ -43,7 +44,7 @@ EXPERTS, LAYER, HEAD, ROUTE, FETCH, SAMPLE, RECORD, EMBED, BLOCK = (
     "experts' kernel", "layer", "head", "routing", "finding slots", "sampling", "telemetry", "embedding",
     "Python around an MoE block")
 CALLS: list[tuple[Any, str, str]] = [
-    (lean, "to_router", LAYER), (lean, "dense_layer", LAYER), (lean, "head", HEAD), (lean, "look_up", EMBED),
+    (Sealed, "__call__", LAYER), (lean, "head", HEAD), (lean, "look_up", EMBED),
     (MoEBlocks, "token", BLOCK), (MoEBlocks, "_walk", ROUTE), (ExpertCache, "fetch", FETCH),
     (Sampler, "__call__", SAMPLE), *((Telemetry, name, RECORD) for name in ("begin", "routed", "computed", "end"))]
 """Where a call stands, its name, and what its time is called."""
@@ -99,48 +100,45 @@ def watching(engine: ml.Engine, watch: StopWatch) -> Iterator[None]:
         yield
 
 
-@jit
-def products_of_a_layer(a, router, ffn, activation, x, q, k, v, mixed, out, logits, room):  # type: ignore[no-untyped-def]
-    """The matrix products that a layer makes of one token, but for its routed experts."""
-    product(a.q, x, q)
-    product(a.k, x, k)
-    product(a.v, x, v)
-    product(a.o, mixed, out)
-    if router.shape[0]:
-        product(router, x, logits)
-    if ffn.gate.shape[0]:
-        gated_ffn(x, ffn, activation, room, out)
+@jit(helper=True)
+def products_of_a_layer(layer, number):  # type: ignore[no-untyped-def]
+    """The matrix products that a ``Layer`` makes of one token, but for its routed experts."""
+    a, room = layer.attention, layer.room
+    product(a.q, room.h, room.q.reshape(room.q.size))
+    product(a.k, room.h, room.k.reshape(room.k.size))
+    product(a.v, room.h, room.v.reshape(room.v.size))
+    product(a.o, room.mixed.reshape(room.mixed.size), room.out)
+    if layer.router.shape[0]:
+        product(layer.router, room.h, layer.logits)
+    if layer.ffn.gate.shape[0]:
+        gated_ffn(room.h, layer.ffn, layer.activation, room.ffn, room.out)
 
 
 class Products:
     """The products of all layers for one token, by themselves; between layers the experts of a token are read."""
 
-    def __init__(self, engine: ml.Engine, decoder: Decoder, clock: Callable[[], float]) -> None:
-        f, D, wide = np.float32, decoder.embedding.shape[1], decoder.H * decoder.S
-        k, v = np.zeros((2, decoder.G * decoder.S), f)
-        self._engine, self._decoder, self._clock = engine, decoder, clock
-        self._before = np.ones(D, f), np.zeros(wide, f), k, v, np.ones(wide, f), np.zeros(D, f)
-        self._logits = np.zeros(max(layer.router.shape[0] for layer in decoder.layers), f)
-        self._room = np.zeros(2 * decoder.ffn_width + D, f)
+    def __init__(self, engine: ml.Engine, clock: Callable[[], float]) -> None:
+        self._engine, self._clock = engine, clock
+        lean = engine.lean_decode(engine.new_past(), 1)
+        self._layers = [(Sealed(products_of_a_layer, layer._argument), moe) for layer, moe in lean._layers]
 
     def __call__(self) -> float:
         """Seconds."""
-        took, clock, decoder = 0.0, self._clock, self._decoder
-        for layer in decoder.layers:
+        took, clock = 0.0, self._clock
+        for layer, moe in self._layers:
             began = clock()
-            products_of_a_layer(layer.attention, layer.router, layer.ffn, decoder.activation, *self._before,
-                                self._logits[: layer.router.shape[0]], self._room)
+            layer._kernel(layer._address, 0)        # not through the watch
             took += clock() - began
-            if layer.moe is not None:
-                self._engine._blocks.cache.layers[layer.moe].arena[: self._engine.spec.top_k].max()
+            if moe is not None:
+                self._engine._blocks.cache.layers[moe].arena[: self._engine.spec.top_k].max()
         return took
 
 
-def tokens_of(engine: ml.Engine, decoder: Decoder, prompt: int, tokens: int,
+def tokens_of(engine: ml.Engine, prompt: int, tokens: int,
               clock: Callable[[], float]) -> tuple[list[dict[str, float]], int]:
     """Seconds of the parts (and ALL, and DENSE) of each decoded token; and the weight bytes that one reads."""
     ids = np.random.default_rng(0).integers(10, engine.hf.config.vocab_size - 10, prompt).tolist()
-    watch, products, touched = StopWatch(clock), Products(engine, decoder, clock), 0
+    watch, products, touched = StopWatch(clock), Products(engine, clock), 0
     found: list[dict[str, float]] = []
     with watching(engine, watch):
         began = clock()
@@ -187,8 +185,8 @@ def main() -> None:
     decoder = engine._decoder()
     assert isinstance(decoder, Decoder)
     clock = clock_of(args.threads)
-    tokens_of(engine, decoder, args.prompt, 4, clock)
-    found, touched = tokens_of(engine, decoder, args.prompt, args.tokens, clock)
+    tokens_of(engine, args.prompt, 4, clock)
+    found, touched = tokens_of(engine, args.prompt, args.tokens, clock)
     part = {name: statistics.median(one[name] for one in found) for name in found[0]}
     L, total = len(decoder.layers), part[ALL]
     rows = [("weights: experts", part[EXPERTS]), ("weights: dense", part[DENSE]), ("weights: head", part[HEAD]),

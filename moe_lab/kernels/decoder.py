@@ -1,4 +1,4 @@
-"""One token through a decoder layer up to its experts: norm, attention over all earlier tokens, norm, router.
+"""One token through a decoder layer but for its routed experts: norm, attention over all earlier tokens, norm, router.
 
 Knows the pre-norm layer of the Llama line with its variants: biases, a norm on queries and keys (over each head or
 over all of them), clipping, grouped keys and values. Matrices and stored keys are float32 or bfloat16 bits; all else
@@ -70,6 +70,35 @@ class Room(NamedTuple):
     """(N,): of one head, for N tokens."""
     ffn: np.ndarray
     """(2 F + D,) for the largest dense FFN."""
+
+
+class Layer(NamedTuple):
+    """A decoder layer, and the memory that a token goes through it in."""
+
+    x: np.ndarray
+    """(D,) float32: the hidden state, updated. ``room.h`` holds what the experts take afterwards."""
+    attention: Attention
+    cos: np.ndarray
+    """(N, S) float32, of each position, as the next."""
+    sin: np.ndarray
+    keys: np.ndarray
+    """(G, N, S) float32 or bfloat16 bits, of all tokens so far, as the next."""
+    values: np.ndarray
+    room: Room
+    norm: np.ndarray
+    """(D,) float32, before router or FFN."""
+    router: np.ndarray
+    """(E, D). Empty: the layer has no experts."""
+    softmax: bool
+    """Whether gate weights are the softmax of the logits, or their sigmoid."""
+    logits: np.ndarray
+    """(E,) float32: the router's output."""
+    weights: np.ndarray
+    """(E,) float32: the raw gate weight of every expert."""
+    ffn: GatedFFN
+    """The shared expert (empty: none), or the FFN of a layer without experts."""
+    activation: int
+    """Its number in ``activation.ACTIVATIONS``."""
 
 
 @jit(helper=True)
@@ -145,36 +174,23 @@ def _attend(x, a, cos, sin, keys, values, t, room):  # type: ignore[no-untyped-d
     add(x, room.out)
 
 
-@jit
-def to_router(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, keys: np.ndarray, values: np.ndarray,
-              t: int, room: Room, norm: np.ndarray, router: np.ndarray, softmax: bool, logits: np.ndarray,
-              weights: np.ndarray, shared: GatedFFN, activation: int) -> None:
-    """Attention, norm and router of an MoE layer, and its shared experts.
-
-    ``x`` (D,) is updated; afterwards ``room.h`` holds what the experts take, ``logits`` and ``weights`` (E,) float32
-    the router's output and the raw gate weight of every expert (softmax, or sigmoid). ``norm`` (D,) float32,
-    ``router`` (E, D), ``shared`` the layer's shared expert (empty matrices: it has none).
-    """
-    _attend(x, a, cos, sin, keys, values, t, room)
-    rms_norm(x, norm, a.eps[0], room.h)
-    product(router, room.h, logits)
-    if softmax:
-        copied(logits, weights)
-        soft_max(weights)
-    else:
-        for e in range(logits.size):
-            weights[e] = _f(1) / (_f(1) + exponential(-logits[e]))
-    if shared.gate.shape[0]:
-        gated_ffn(room.h, shared, activation, room.ffn, x)
+@jit(helper=True)
+def decode_layer(layer, t):  # type: ignore[no-untyped-def]
+    """The token at position ``t`` through a ``Layer``."""
+    x, room = layer.x, layer.room
+    _attend(x, layer.attention, layer.cos[t], layer.sin[t], layer.keys, layer.values, t, room)
+    rms_norm(x, layer.norm, layer.attention.eps[0], room.h)
+    if layer.router.shape[0]:
+        product(layer.router, room.h, layer.logits)
+        weights = layer.weights
+        if layer.softmax:
+            copied(layer.logits, weights)
+            soft_max(weights)
+        else:
+            for e in range(weights.size):
+                weights[e] = _f(1) / (_f(1) + exponential(-layer.logits[e]))
+    if layer.ffn.gate.shape[0]:
+        gated_ffn(room.h, layer.ffn, layer.activation, room.ffn, x)
 
 
-@jit
-def dense_layer(x: np.ndarray, a: Attention, cos: np.ndarray, sin: np.ndarray, keys: np.ndarray, values: np.ndarray,
-                t: int, room: Room, norm: np.ndarray, m: GatedFFN, activation: int) -> None:
-    """A layer without experts: attention, norm and the ``GatedFFN`` ``m``; ``x`` (D,) is updated."""
-    _attend(x, a, cos, sin, keys, values, t, room)
-    rms_norm(x, norm, a.eps[0], room.h)
-    gated_ffn(room.h, m, activation, room.ffn, x)
-
-
-__all__ = ["Attention", "GatedFFN", "Room", "dense_layer", "to_router"]
+__all__ = ["Attention", "GatedFFN", "Layer", "Room", "decode_layer"]

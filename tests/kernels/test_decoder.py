@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_lab.kernels.decoder import Attention, Room, dense_layer, to_router
+from moe_lab.kernels.decoder import Attention, Layer, Room, decode_layer
 from moe_lab.kernels.decoder_slow import attend_slow, gated_ffn_slow, rms_norm_slow, to_router_slow, wide
 from moe_lab.kernels.dense import GatedFFN, head, look_up
 from moe_lab.kernels.formats.bf16 import round_bf16
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.sealed import Sealed
 from moe_lab.kernels.stored import stored, value
 
 D, H, S, N, E, F = 24, 4, 6, 9, 7, 10
@@ -66,11 +67,12 @@ VARIANTS = {
 def test_a_text_through_a_layer_equals_the_numpy_twin(variant, kind, softmax):
     p = Parts(3, kind, **VARIANTS[variant])
     keys, values, slow_keys, slow_values = (p.memory() for _ in range(4))
-    room, logits, weights = p.room(), np.zeros(E, np.float32), np.zeros(E, np.float32)
+    x, room, logits, weights = np.zeros(D, np.float32), p.room(), np.zeros(E, np.float32), np.zeros(E, np.float32)
+    layer = Sealed(decode_layer, Layer(x, p.attention, p.cos, p.sin, keys, values, room, p.norm, p.router, softmax,
+                                       logits, weights, p.ffn, 0))
     for t in range(N):
-        x = p.xs[t].copy()
-        to_router(x, p.attention, p.cos[t], p.sin[t], keys, values, t, room, p.norm, p.router, softmax, logits, weights,
-                  p.ffn, 0)
+        x[:] = p.xs[t]
+        layer(t)
         after = attend_slow(p.xs[t], p.attention, p.cos[t], p.sin[t], slow_keys, slow_values, t, H)
         want, h, z, w = to_router_slow(after, p.norm, 1e-5, p.router, softmax, p.ffn, "silu")
         tolerance = dict(rtol=2e-2, atol=2e-2) if kind == "bf16" else dict(rtol=2e-5, atol=2e-5)
@@ -88,7 +90,9 @@ def test_a_dense_layer_equals_the_numpy_twin(kind, activation):
     p = Parts(5, kind, shared=True)
     keys, values = p.memory(), p.memory()
     x = p.xs[0].copy()
-    dense_layer(x, p.attention, p.cos[0], p.sin[0], keys, values, 0, p.room(), p.norm, p.ffn, activation[0])
+    none = np.empty((0, 0), np.float32)
+    Sealed(decode_layer, Layer(x, p.attention, p.cos, p.sin, keys, values, p.room(), p.norm, none, False, NONE, NONE,
+                               p.ffn, activation[0]))(0)
     want = attend_slow(p.xs[0], p.attention, p.cos[0], p.sin[0], p.memory(), p.memory(), 0, H)
     want = want + gated_ffn_slow(rms_norm_slow(want, p.norm, 1e-5), p.ffn, activation[1])
     np.testing.assert_allclose(x, want, rtol=2e-2 if kind == "bf16" else 2e-5, atol=2e-2 if kind == "bf16" else 2e-5)

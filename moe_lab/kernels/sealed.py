@@ -1,0 +1,105 @@
+"""Arguments that stay the same from call to call, written down once, so that a call brings two numbers.
+
+numba takes an array apart at every call, a tenth of a microsecond each, and a decoder layer has thirty of them. Here
+their addresses and sizes stand in a block of integers, which the kernel opens by itself. Knows arrays, whole numbers
+and named tuples of them; knows no kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from moe_lab.kernels.jit import compile_for, jit
+
+
+class Sealed:
+    """``kernel(argument, number)`` with an argument that stays: a named tuple. What its arrays hold may change.
+
+    >>> from typing import NamedTuple
+    >>> class Line(NamedTuple):
+    ...     numbers: np.ndarray
+    >>> @jit
+    ... def count_up(line, at):
+    ...     line.numbers[at] += 1
+    >>> line = Line(np.zeros(3))
+    >>> again = Sealed(count_up, line)
+    >>> again(2), again(2), line.numbers.tolist()
+    (None, None, [0.0, 0.0, 2.0])
+    """
+
+    def __init__(self, kernel: Callable[..., None], argument: tuple[Any, ...]) -> None:
+        self._argument = argument                # its memory is in use as long as this is
+        self._block = np.array(list(_written(argument)), dtype=np.int64)
+        self._address = int(self._block.ctypes.data)
+        self._kernel = _over(kernel, numba.typeof(argument))
+
+    def __call__(self, number: int) -> None:
+        self._kernel(self._address, number)
+
+    def compile(self) -> None:
+        """Compile the kernel, or find it on disk; it is not called."""
+        compile_for(self._kernel, self._address, 0)
+
+
+def _written(argument: Any) -> Iterator[int]:
+    """The numbers of a block: of an array its address, shape and steps."""
+    if isinstance(argument, np.ndarray):
+        yield from (argument.ctypes.data, *argument.shape, *argument.strides)
+    elif isinstance(argument, tuple):
+        for part in argument:
+            yield from _written(part)
+    else:
+        yield operator.index(argument)           # refuses what is no whole number
+
+
+@functools.cache
+def _over(kernel: Any, kind: Any) -> Callable[[int, int], None]:
+    """The kernel over the address of a block, for arguments of ``kind``, a numba type."""
+    opened = _opener(kind)
+    name = f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__} {hashlib.sha256(str(kind).encode()).hexdigest()}"
+
+    @jit(name=name)
+    def sealed(address, number):  # type: ignore[no-untyped-def]
+        kernel(opened(address), number)
+
+    return sealed
+
+
+def _opener(kind: Any) -> Any:
+    """``(address of a block) -> argument`` of ``kind``."""
+    @intrinsic
+    def opened(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            block, at = builder.inttoptr(args[0], ir.IntType(64).as_pointer()), iter(range(1 << 30))
+
+            def word() -> Any:
+                return builder.load(builder.gep(block, [ir.Constant(ir.IntType(64), next(at))]))
+
+            def value(kind: Any) -> Any:
+                if isinstance(kind, types.BaseTuple):
+                    return context.make_tuple(builder, kind, [value(part) for part in kind])
+                if not isinstance(kind, types.Array):
+                    return context.cast(builder, word(), types.int64, kind)
+                array, number = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
+                data = builder.inttoptr(word(), number.as_pointer())
+                shape, steps = ([word() for _ in range(kind.ndim)] for _ in range(2))
+                size = context.get_constant(types.intp, context.get_abi_sizeof(number))
+                populate_array(array, data, shape, steps, size, meminfo=None)
+                return array._getvalue()
+
+            return value(kind)
+
+        return kind(types.int64), generate
+
+    return opened

@@ -110,12 +110,7 @@ def row_products(path: str, bits: int) -> RowProducts:
     @jit(helper=True)
     def two(weights, groups, count, x, scales, sums, out, other, step):  # type: ignore[no-untyped-def]
         whole = count - count % 4
-        coming = weights + 2 * groups * size        # the next two panels are asked for bit by bit
-        share = 8 * groups * size // max(whole, 1)
         for m in range(0, whole, 4):
-            for line in range(0, share, LINE):
-                fetch(coming + line)
-            coming += share
             place = m * 4 * groups
             four(weights, groups, x + m * GROUP * groups, scales + place, sums + place, out + m * step,
                  other + m * step, step)

@@ -182,6 +182,7 @@ def main() -> None:
     print(engine, "\n")
     if engine.decoding != "kernels":
         parser.error(f"this model is decoded by transformers' modules: {engine.decoding}")
+    engine._ahead.join()            # what compiles in the background would pass through the watch
     decoder = engine._decoder()
     assert isinstance(decoder, Decoder)
     clock = clock_of(args.threads)

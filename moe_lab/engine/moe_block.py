@@ -77,8 +77,7 @@ class MoEBlocks:
         assert self.rules is not None            # a model that routes by itself is run by transformers
         walked = self._walk(layer, logits, weights)
         gates = self.rules[layer].finish(walked.gates, walked.ids)
-        self.telemetry.routed(layer, perf_counter() - began)
-        return self._token(layer, x, gates[0], walked)
+        return self._token(layer, x, gates[0], walked, perf_counter() - began)
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where routing policies are off: let the residency follow the choice of the model's own router."""
@@ -87,14 +86,15 @@ class MoEBlocks:
         self.telemetry.routed(layer, perf_counter() - began)
         return _tensors(walked.ids, walked.gates)
 
-    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked) -> np.ndarray:
+    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked,
+               route_s: float | None = None) -> np.ndarray:
         """One token (D,): what it misses is loaded, then all its experts in one kernel call, from their slots."""
         began, traffic = perf_counter(), Traffic()
         self.touched += gates.size
         slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
         self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
         elapsed = perf_counter() - began
-        self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
+        self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s, route_s)
         return self._y
 
     def _tokens(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,

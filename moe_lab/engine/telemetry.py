@@ -109,10 +109,13 @@ class Telemetry:
         """The walk of one layer is done."""
         self._pass.spent.route_s[layer] = route_s
 
-    def computed(self, layer: int, read_bytes: int, wait_s: float, experts_s: float) -> None:
-        """The experts of one layer are through."""
+    def computed(self, layer: int, read_bytes: int, wait_s: float, experts_s: float,
+                 route_s: float | None = None) -> None:
+        """The experts of one layer are through; ``route_s`` where ``routed`` was not called."""
         spent = self._pass.spent
         spent.read_bytes[layer], spent.wait_s[layer], spent.experts_s[layer] = read_bytes, wait_s, experts_s
+        if route_s is not None:
+            spent.route_s[layer] = route_s
 
     def end(self) -> Counts:
         """The pass is through; returns its counts."""

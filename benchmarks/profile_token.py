@@ -29,23 +29,23 @@ import torch
 from measuring import Table, clock_of, machine, number, use_threads
 
 import moe_lab as ml
-from moe_lab.cache import ExpertCache
 from moe_lab.engine import lean
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.dense import gated_ffn, product
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.sealed import Sealed
 from moe_lab.models.decoder import Decoder
 
 ALL, DENSE = "all", "dense"
-EXPERTS, LAYER, HEAD, ROUTE, FETCH, SAMPLE, RECORD, EMBED, BLOCK = (
-    "experts' kernel", "layer", "head", "routing", "finding slots", "sampling", "telemetry", "embedding",
+EXPERTS, LAYER, HEAD, ROUTE, SAMPLE, RECORD, EMBED, BLOCK = (
+    "experts' kernel", "layer", "head", "routing and finding slots", "sampling", "telemetry", "embedding",
     "Python around an MoE block")
 CALLS: list[tuple[Any, str, str]] = [
     (Sealed, "__call__", LAYER), (lean, "head", HEAD), (lean, "look_up", EMBED),
-    (MoEBlocks, "token", BLOCK), (MoEBlocks, "_walk", ROUTE), (ExpertCache, "fetch", FETCH),
+    (MoEBlocks, "token", BLOCK), (RouteOne, "__call__", ROUTE),
     (Sampler, "__call__", SAMPLE), *((Telemetry, name, RECORD) for name in ("begin", "routed", "computed", "end"))]
 """Where a call stands, its name, and what its time is called."""
 
@@ -192,7 +192,7 @@ def main() -> None:
     L, total = len(decoder.layers), part[ALL]
     rows = [("weights: experts", part[EXPERTS]), ("weights: dense", part[DENSE]), ("weights: head", part[HEAD]),
             ("attention and norms", statistics.median(one[LAYER] - one[DENSE] for one in found)),
-            *((name, part[name]) for name in (ROUTE, FETCH, BLOCK, RECORD, EMBED, SAMPLE))]
+            *((name, part[name]) for name in (ROUTE, BLOCK, RECORD, EMBED, SAMPLE))]
     rows.append(("rest", total - sum(seconds for _, seconds in rows)))
     label = f"{args.model.rstrip('/').rpartition('/')[2]}, {engine.precision}"
     table = Table([label, "µs a token", "µs a layer", "share"], [34, 12, 12, 8], args.markdown)

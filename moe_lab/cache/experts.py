@@ -44,20 +44,18 @@ class ExpertCache:
         """Bytes of all slots, filled or not."""
         return len(self.layers) * self.slots * self.slot_bytes
 
-    def fetch(self, layer: int, ids: np.ndarray, evicted: np.ndarray, traffic: Traffic) -> np.ndarray:
-        """Load what one token misses; returns the slots (K,) int32 of ``ids`` (K,), -1 where an id is.
+    def fetch(self, layer: int, ids: np.ndarray, evicted: np.ndarray, slots: np.ndarray, traffic: Traffic) -> None:
+        """Load those of one token's experts ``ids`` (K,) that have no place in ``slots`` (K,) int32, and fill it up.
 
         ``evicted`` (K,) are the experts that the walk dropped for them. If a read fails, none of the
         experts that were on their way is resident.
         """
-        here, slots = self.layers[layer], np.empty(ids.size, np.int32)
-        if find_places(here.slot_of, ids, slots):
-            missing = np.nonzero((slots < 0) & (ids >= 0))[0]
-            for expert in evicted[evicted >= 0]:
-                here.release(int(expert))
-            self._load(layer, [int(e) for e in ids[missing]], here, self.states[layer], traffic)
-            find_places(here.slot_of, ids, slots)
-        return slots
+        here = self.layers[layer]
+        missing = np.nonzero((slots < 0) & (ids >= 0))[0]
+        for expert in evicted[evicted >= 0]:
+            here.release(int(expert))
+        self._load(layer, [int(e) for e in ids[missing]], here, self.states[layer], traffic)
+        find_places(here.slot_of, ids, slots)
 
     def _load(self, layer: int, experts: list[int], here: LayerSlots, state: LayerState, traffic: Traffic,
               paced: bool = True) -> None:

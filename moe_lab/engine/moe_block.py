@@ -18,6 +18,8 @@ from moe_lab.cache.held import Traffic
 from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.kernels.formats import Format
+from moe_lab.kernels.places import find_places
+from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.walk import forced, walk
 from moe_lab.kernels.walked import Walked
 from moe_lab.models.rules import RouterRule
@@ -37,6 +39,7 @@ class MoEBlocks:
         self.settle = True
         self.touched = 0
         """Experts whose weights the present pass has read."""
+        self._routes: dict[int, RouteOne] = {}
         self._x = np.zeros(hidden, dtype=np.float32)
         self._y = np.zeros(hidden, dtype=np.float32)
 
@@ -60,7 +63,9 @@ class MoEBlocks:
             ids, weights = self._observe(layer, ids, weights)
         if x.shape[0] == 1 and self.settle:
             self._x[:] = x[0].float().numpy()
-            y = self._token(layer, self._x, weights[0].float().numpy(), self.telemetry.room(layer))
+            walked, slots = self.telemetry.room(layer), np.empty(weights.shape[1], np.int32)
+            missing = find_places(self.cache.layers[layer].slot_of, walked.ids[0], slots)
+            y = self._token(layer, self._x, weights[0].float().numpy(), walked, slots, missing)
             return torch.from_numpy(y).to(x.dtype, copy=True)[None]
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
@@ -75,9 +80,19 @@ class MoEBlocks:
         """
         began = perf_counter()
         assert self.rules is not None            # a model that routes by itself is run by transformers
-        walked = self._walk(layer, logits, weights)
+        route = self._route_one(layer, logits, weights)
+        missing, walked = route(), route.walked
         gates = self.rules[layer].finish(walked.gates, walked.ids)
-        return self._token(layer, x, gates[0], walked, perf_counter() - began)
+        return self._token(layer, x, gates[0], walked, route.slots, missing, perf_counter() - began)
+
+    def _route_one(self, layer: int, logits: np.ndarray, weights: np.ndarray) -> RouteOne:
+        """What routes a token of ``layer``: that of the last token, where all memory is still the same."""
+        state, room, slot_of = self.cache.states[layer], self.telemetry.room(layer), self.cache.layers[layer].slot_of
+        found = self._routes.get(layer)
+        if (found is None or found.logits is not logits or found.weights is not weights or found.state is not state
+                or found.walked is not room or found.slot_of is not slot_of):
+            found = self._routes[layer] = RouteOne(state, logits, weights, room, slot_of)
+        return found
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where routing policies are off: let the residency follow the choice of the model's own router."""
@@ -86,12 +101,13 @@ class MoEBlocks:
         self.telemetry.routed(layer, perf_counter() - began)
         return _tensors(walked.ids, walked.gates)
 
-    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked,
+    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked, slots: np.ndarray, missing: int,
                route_s: float | None = None) -> np.ndarray:
         """One token (D,): what it misses is loaded, then all its experts in one kernel call, from their slots."""
         began, traffic = perf_counter(), Traffic()
         self.touched += gates.size
-        slots = self.cache.fetch(layer, walked.ids[0], walked.evicted[0], traffic)
+        if missing:
+            self.cache.fetch(layer, walked.ids[0], walked.evicted[0], slots, traffic)
         self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s, route_s)

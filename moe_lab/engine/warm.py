@@ -23,6 +23,7 @@ from moe_lab.kernels.formats import Format
 from moe_lab.kernels.formats.matrix import CODES, quantised_matrix, times_rows
 from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
+from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.walk import walk
 from moe_lab.routing import RoutingPolicy
 
@@ -116,4 +117,5 @@ def for_tokens(engine: Engine) -> Iterator[Step]:
     yield telemetry.end
     yield engine.compile_decoding
     yield lambda: find_places(slots, slots, slots)
+    yield RouteOne(state, logits, logits, telemetry.room(0), np.zeros(2 * K, np.int32))
     yield lambda: format.ffn_token(x[0], arena, slots, gates, out[0], F, "silu")

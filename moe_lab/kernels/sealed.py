@@ -38,14 +38,14 @@ class Sealed:
     (None, None, [0.0, 0.0, 2.0])
     """
 
-    def __init__(self, kernel: Callable[..., None], argument: tuple[Any, ...]) -> None:
+    def __init__(self, kernel: Callable[..., Any], argument: tuple[Any, ...]) -> None:
         self._argument = argument                # its memory is in use as long as this is
         self._block = np.array(list(_written(argument)), dtype=np.int64)
         self._address = int(self._block.ctypes.data)
         self._kernel = _over(kernel, numba.typeof(argument))
 
-    def __call__(self, number: int) -> None:
-        self._kernel(self._address, number)
+    def __call__(self, number: int) -> Any:
+        return self._kernel(self._address, number)
 
     def compile(self) -> None:
         """Compile the kernel, or find it on disk; it is not called."""
@@ -64,14 +64,14 @@ def _written(argument: Any) -> Iterator[int]:
 
 
 @functools.cache
-def _over(kernel: Any, kind: Any) -> Callable[[int, int], None]:
+def _over(kernel: Any, kind: Any) -> Callable[[int, int], Any]:
     """The kernel over the address of a block, for arguments of ``kind``, a numba type."""
     opened = _opener(kind)
     name = f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__} {hashlib.sha256(str(kind).encode()).hexdigest()}"
 
     @jit(name=name)
     def sealed(address, number):  # type: ignore[no-untyped-def]
-        kernel(opened(address), number)
+        return kernel(opened(address), number)
 
     return sealed
 

@@ -63,13 +63,17 @@ def _walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walke
     try:
         code = walk_kernel(state.block, logits, weights, *out)
     except Exception as error:
-        state.undo()
-        upto = int(state.report[0]) + 1
-        raise raised(error, (type(state.routing), type(state.eviction)),
-                     lambda: _again(state, logits[:upto], weights[:upto])) from error
+        raise broken(state, error, logits, weights) from error
     if code != FINE:
-        state.undo()
-        raise _failure(state, code, logits, first)
+        raise failed(state, code, logits, first)
+
+
+def broken(state: LayerState, error: Exception, logits: np.ndarray, weights: np.ndarray) -> PolicyError:
+    """What to raise for a policy's exception in ``walk_kernel``, whose changes are taken back."""
+    state.undo()
+    upto = int(state.report[0]) + 1
+    return raised(error, (type(state.routing), type(state.eviction)),
+                  lambda: _again(state, logits[:upto], weights[:upto]))
 
 
 def forced(ids: np.ndarray, gates: np.ndarray, E: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +114,10 @@ def _again(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> None:
     walk_slow(state.copy(), logits, weights)
 
 
-def _failure(state: LayerState, code: int, logits: np.ndarray, first: int) -> PolicyError:
+def failed(state: LayerState, code: int, logits: np.ndarray, first: int = 0) -> PolicyError:
+    """What to raise for a ``code`` of ``walk_kernel`` other than FINE, whose changes are taken back; ``first``: the
+    walk's token that it began with."""
+    state.undo()
     token, expert = (int(x) for x in state.report)
     at = f"at token {first + token} of this walk, layer {state.layer}"
     policy = state.routing

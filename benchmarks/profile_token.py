@@ -44,7 +44,7 @@ EXPERTS, LAYER, HEAD, ROUTE, SAMPLE, RECORD, EMBED, BLOCK = (
     "experts' kernel", "layer", "head", "routing and finding slots", "sampling", "telemetry", "embedding",
     "Python around an MoE block")
 CALLS: list[tuple[Any, str, str]] = [
-    (Sealed, "__call__", LAYER), (lean, "head", HEAD), (lean, "look_up", EMBED),
+    (lean, "head", HEAD), (lean, "look_up", EMBED),
     (MoEBlocks, "token", BLOCK), (RouteOne, "__call__", ROUTE),
     (Sampler, "__call__", SAMPLE), *((Telemetry, name, RECORD) for name in ("begin", "routed", "computed", "end"))]
 """Where a call stands, its name, and what its time is called."""
@@ -93,10 +93,12 @@ class StopWatch:
 @contextmanager
 def watching(engine: ml.Engine, watch: StopWatch) -> Iterator[None]:
     """Every call of a token goes through the watch meanwhile."""
-    calls = [*CALLS, (type(engine.format), "ffn_token", EXPERTS)]
+    sealed = engine.format.token_again
     with ExitStack() as stack:
-        for place, name, part in calls:
+        for place, name, part in CALLS:
             stack.enter_context(patch.object(place, name, watch.around(getattr(place, name), part)))
+        stack.enter_context(patch.object(lean, "Sealed", lambda *a: watch.around(Sealed(*a), LAYER)))
+        stack.enter_context(patch.object(engine.format, "token_again", lambda *a: watch.around(sealed(*a), EXPERTS)))
         yield
 
 

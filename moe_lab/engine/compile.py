@@ -14,6 +14,7 @@ import numpy as np
 from moe_lab.engine.load import load
 from moe_lab.kernels.crew import SMALL
 from moe_lab.kernels.formats import FORMATS
+from moe_lab.kernels.job import Job
 from moe_lab.spec import WeightFormat
 
 ROUTINGS = ("original", "cache-prior")
@@ -40,4 +41,4 @@ def _large(weights: WeightFormat) -> None:
     """A token of experts so large that threads share them; there is none, only their size."""
     none, x = np.full(1, -1, np.int32), np.zeros((2, 32), np.float32)
     arena = np.zeros((1, SMALL), np.uint8)
-    FORMATS[weights].ffn_token(x[0], arena, none, np.zeros(1, np.float32), x[1], 32, "silu")
+    FORMATS[weights].token_again(Job(32, 32, 1, 0), x[0], arena, none, np.zeros(1, np.float32), x[1])()

@@ -7,8 +7,10 @@ policy, a format or a family.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +19,25 @@ from moe_lab.cache import ExpertCache
 from moe_lab.cache.held import Traffic
 from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
+from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.formats import Format
+from moe_lab.kernels.job import Job
 from moe_lab.kernels.places import find_places
 from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.walk import forced, walk
 from moe_lab.kernels.walked import Walked
 from moe_lab.models.rules import RouterRule
+
+
+class _OneToken(NamedTuple):
+    """What takes token after token through one layer, sealed over the same memory."""
+
+    given: tuple[object, ...]
+    """That memory."""
+    route: RouteOne
+    gates: np.ndarray
+    """(K,) float32."""
+    experts: Callable[[], None]
 
 
 class MoEBlocks:
@@ -39,7 +54,8 @@ class MoEBlocks:
         self.settle = True
         self.touched = 0
         """Experts whose weights the present pass has read."""
-        self._routes: dict[int, RouteOne] = {}
+        self._ones: dict[int, _OneToken] = {}
+        self._job = Job(hidden, expert_hidden, cache.states[0].K, activation_number(activation))
         self._x = np.zeros(hidden, dtype=np.float32)
         self._y = np.zeros(hidden, dtype=np.float32)
 
@@ -65,7 +81,9 @@ class MoEBlocks:
             self._x[:] = x[0].float().numpy()
             walked, slots = self.telemetry.room(layer), np.empty(weights.shape[1], np.int32)
             missing = find_places(self.cache.layers[layer].slot_of, walked.ids[0], slots)
-            y = self._token(layer, self._x, weights[0].float().numpy(), walked, slots, missing)
+            gates, arena = weights[0].float().numpy(), self.cache.layers[layer].arena
+            y = self._token(layer, walked, slots, missing, lambda: self.format.ffn_token(
+                self._x, arena, slots, gates, self._y, self.F, self.activation))
             return torch.from_numpy(y).to(x.dtype, copy=True)[None]
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
@@ -80,18 +98,20 @@ class MoEBlocks:
         """
         began = perf_counter()
         assert self.rules is not None            # a model that routes by itself is run by transformers
-        route = self._route_one(layer, logits, weights)
-        missing, walked = route(), route.walked
-        gates = self.rules[layer].finish(walked.gates, walked.ids)
-        return self._token(layer, x, gates[0], walked, route.slots, missing, perf_counter() - began)
+        one = self._one_token(layer, x, logits, weights)
+        missing, walked = one.route(), one.route.walked
+        one.gates[:] = self.rules[layer].finish(walked.gates, walked.ids)[0]
+        return self._token(layer, walked, one.route.slots, missing, one.experts, perf_counter() - began)
 
-    def _route_one(self, layer: int, logits: np.ndarray, weights: np.ndarray) -> RouteOne:
-        """What routes a token of ``layer``: that of the last token, where all memory is still the same."""
-        state, room, slot_of = self.cache.states[layer], self.telemetry.room(layer), self.cache.layers[layer].slot_of
-        found = self._routes.get(layer)
-        if (found is None or found.logits is not logits or found.weights is not weights or found.state is not state
-                or found.walked is not room or found.slot_of is not slot_of):
-            found = self._routes[layer] = RouteOne(state, logits, weights, room, slot_of)
+    def _one_token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> _OneToken:
+        """What takes a token through ``layer``: that of the token before, if all memory is still the same."""
+        given = x, logits, weights, self.cache.states[layer], self.telemetry.room(layer), self.cache.layers[layer]
+        found = self._ones.get(layer)
+        if found is None or not all(map(operator.is_, found.given, given)):
+            *_, state, room, here = given
+            route, gates = RouteOne(state, logits, weights, room, here.slot_of), np.zeros(state.K, np.float32)
+            experts = self.format.token_again(self._job, x, here.arena, route.slots, gates, self._y)
+            found = self._ones[layer] = _OneToken(given, route, gates, experts)
         return found
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,14 +121,14 @@ class MoEBlocks:
         self.telemetry.routed(layer, perf_counter() - began)
         return _tensors(walked.ids, walked.gates)
 
-    def _token(self, layer: int, x: np.ndarray, gates: np.ndarray, walked: Walked, slots: np.ndarray, missing: int,
+    def _token(self, layer: int, walked: Walked, slots: np.ndarray, missing: int, experts: Callable[[], None],
                route_s: float | None = None) -> np.ndarray:
-        """One token (D,): what it misses is loaded, then all its experts in one kernel call, from their slots."""
+        """One token (D,): what it misses is loaded, then all its ``experts`` in one kernel call, from their slots."""
         began, traffic = perf_counter(), Traffic()
-        self.touched += gates.size
+        self.touched += slots.size
         if missing:
             self.cache.fetch(layer, walked.ids[0], walked.evicted[0], slots, traffic)
-        self.format.ffn_token(x, self.cache.layers[layer].arena, slots, gates, self._y, self.F, self.activation)
+        experts()
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s, route_s)
         return self._y

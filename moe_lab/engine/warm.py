@@ -21,6 +21,7 @@ from moe_lab.engine.telemetry import DECODE, Telemetry
 from moe_lab.eviction import EvictionPolicy
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.formats.matrix import CODES, quantised_matrix, times_rows
+from moe_lab.kernels.job import Job
 from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.route_one import RouteOne
@@ -118,4 +119,5 @@ def for_tokens(engine: Engine) -> Iterator[Step]:
     yield engine.compile_decoding
     yield lambda: find_places(slots, slots, slots)
     yield RouteOne(state, logits, logits, telemetry.room(0), np.zeros(2 * K, np.int32))
+    yield lambda: format.token_again(Job(D, F, K, 0), x[0], arena, slots, gates, out[0])()
     yield lambda: format.ffn_token(x[0], arena, slots, gates, out[0], F, "silu")

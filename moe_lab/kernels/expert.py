@@ -30,11 +30,13 @@ from moe_lab.kernels.job import (
     TOP_K,
     UP_ROWS,
     WIDTH,
+    Job,
     X,
     filled,
     job_of,
 )
 from moe_lab.kernels.pointers import SIGNATURES, array_at, ints_at
+from moe_lab.kernels.sealed import Sealed
 
 
 class Steps(NamedTuple):
@@ -44,6 +46,19 @@ class Steps(NamedTuple):
     prepare: Callable[..., Any]
     up: Callable[..., Any]
     down: Callable[..., Any]
+
+
+class _Call(NamedTuple):
+    """What ``Token`` is called with."""
+
+    job: np.ndarray
+    x: np.ndarray
+    arena: np.ndarray
+    slots: np.ndarray
+    gates: np.ndarray
+    out: np.ndarray
+    piece: int
+    """Address of a piece's machine code, for a crew."""
 
 
 class Token:
@@ -66,12 +81,47 @@ class Token:
                  F: int, activation: str) -> None:
         """See ``Format.ffn_token``."""
         job = job_of(x.size, F, slots.size, activation_number(activation))
-        crew = shared() if slots.size * arena.shape[1] >= SMALL else None
-        if crew is None or crew.threads == 1:
+        if _alone(arena, slots):
             self.alone(job.block, x, arena, slots, gates, out)
         else:
             kernel, piece = self.shared
-            kernel(crew.address, piece, job.block, x, arena, slots, gates, out)
+            kernel(shared().address, piece, job.block, x, arena, slots, gates, out)
+
+    def again(self, job: Job, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray,
+              out: np.ndarray) -> Callable[[], None]:
+        """See ``Format.token_again``."""
+        name, lonely = self._steps.name, _alone(arena, slots)
+        call = _Call(job.block, x, arena, slots, gates, out, 0 if lonely else self.shared[1])
+        if lonely:
+            alone = Sealed(self._sealed_alone, call, name, keep=job)
+            return lambda: alone(0)
+        with_crew = Sealed(self._sealed_shared, call, name, keep=job)
+        return lambda: with_crew(shared().address)
+
+    @functools.cached_property
+    def _sealed_alone(self) -> Callable[..., Any]:
+        kernel = self.alone
+
+        @jit(helper=True)
+        def alone(call, number):  # type: ignore[no-untyped-def]
+            kernel(call.job, call.x, call.arena, call.slots, call.gates, call.out)
+
+        return alone
+
+    @functools.cached_property
+    def _sealed_shared(self) -> Callable[..., Any]:
+        kernel, _ = self.shared
+
+        @jit(helper=True)
+        def with_crew(call, crew):  # type: ignore[no-untyped-def]
+            kernel(crew, call.piece, call.job, call.x, call.arena, call.slots, call.gates, call.out)
+
+        return with_crew
+
+
+def _alone(arena: np.ndarray, slots: np.ndarray) -> bool:
+    """Whether a token is not worth sharing, or there is nobody to share it with."""
+    return slots.size * arena.shape[1] < SMALL or shared().threads == 1
 
 
 def token_kernel(steps: Steps) -> Callable[..., Any]:

@@ -26,6 +26,9 @@ from moe_lab.kernels.jit import compile_for, jit
 class Sealed:
     """``kernel(argument, number)`` with an argument that stays: a named tuple. What its arrays hold may change.
 
+    ``name`` tells a kernel that closes over others from its siblings, as in ``jit``; ``keep`` owns memory that the
+    argument knows by address.
+
     >>> from typing import NamedTuple
     >>> class Line(NamedTuple):
     ...     numbers: np.ndarray
@@ -38,11 +41,12 @@ class Sealed:
     (None, None, [0.0, 0.0, 2.0])
     """
 
-    def __init__(self, kernel: Callable[..., Any], argument: tuple[Any, ...]) -> None:
-        self._argument = argument                # its memory is in use as long as this is
+    def __init__(self, kernel: Callable[..., Any], argument: tuple[Any, ...], name: str = "",
+                 keep: object = None) -> None:
+        self._argument, self._keep = argument, keep      # their memory is in use as long as this is
         self._block = np.array(list(_written(argument)), dtype=np.int64)
         self._address = int(self._block.ctypes.data)
-        self._kernel = _over(kernel, numba.typeof(argument))
+        self._kernel = _over(kernel, numba.typeof(argument), name)
 
     def __call__(self, number: int) -> Any:
         return self._kernel(self._address, number)
@@ -64,10 +68,11 @@ def _written(argument: Any) -> Iterator[int]:
 
 
 @functools.cache
-def _over(kernel: Any, kind: Any) -> Callable[[int, int], Any]:
+def _over(kernel: Any, kind: Any, own: str) -> Callable[[int, int], Any]:
     """The kernel over the address of a block, for arguments of ``kind``, a numba type."""
     opened = _opener(kind)
-    name = f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__} {hashlib.sha256(str(kind).encode()).hexdigest()}"
+    which = f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__} {own}"
+    name = f"{which} {hashlib.sha256(str(kind).encode()).hexdigest()}"
 
     @jit(name=name)
     def sealed(address, number):  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ from moe_lab.kernels import crew
 from moe_lab.kernels.crew import Crew, address_of, run
 from moe_lab.kernels.formats import FORMATS, quantised
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.job import Job
 from moe_lab.kernels.pointers import SIGNATURES, add_to_word, array_at, load_word
 
 PATIENCE_S = 120
@@ -118,6 +119,7 @@ def big(rng, name, D=512, F=320, S=6):
         format.ffn_token(x, arena, slots, gates, out, F, "silu")
         return out
 
+    token.given = format, x, arena, slots, gates
     return token
 
 
@@ -129,6 +131,23 @@ def test_any_number_of_threads_gives_the_same_bits(rng, threads, name):
     for count in (2, 3, 5):
         threads(count)
         assert all(np.array_equal(token(), expected) for _ in range(60))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_token_again_and_again_is_shared_as_the_threads_are_by_then(rng, threads, name):
+    token = big(rng, name)
+    (format, x, *rest), out = token.given, np.empty(512, np.float32)
+    threads(1)
+    expected = token()
+    for count in (1, 3):
+        threads(count)
+        again = format.token_again(Job(512, 320, 4, 0), x, *rest, out)
+        for later in (count, 2, 1):
+            threads(later)
+            for _ in range(20):
+                out[:] = np.nan
+                again()
+                np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("name", ["q8", "q4"])

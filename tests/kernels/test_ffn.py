@@ -12,6 +12,7 @@ from moe_lab.errors import SettingError
 from moe_lab.kernels.activation import ACTIVATIONS, TWINS
 from moe_lab.kernels.formats import FORMATS, Quantised, bf16, q4, q8
 from moe_lab.kernels.instructions import possible
+from moe_lab.kernels.job import Job
 
 QUANTISED = {f"{code.name} {path}": Quantised(code, path) for code in (q8.CODE, q4.CODE) for path in possible()}
 FORMS = {"f32": FORMATS["f32"], "bf16": FORMATS["bf16"], **QUANTISED}
@@ -97,6 +98,19 @@ def test_rows_have_the_very_bits_of_tokens(rng, name):
         expected = token(format, x[p // K], arena, np.array([1], np.int32), gates[p : p + 1], 64)
         np.testing.assert_array_equal(out[p], expected)
     assert np.isnan(np.delete(out, places, 0)).all(), "nobody else's row was touched"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_token_again_and_again_has_the_very_bits_of_tokens(rng, name):
+    format = FORMS[name]
+    x, arena, slots, gates = problem(rng, format)
+    out = np.full(256, np.nan, np.float32)
+    again = format.token_again(Job(256, 64, slots.size, 0), x, arena, slots, gates, out)
+    for _ in range(3):
+        x[:], gates[:], slots[:] = rng.standard_normal(256), rng.random(slots.size), rng.permutation(12)[: slots.size]
+        slots[1] = -1
+        again()
+        np.testing.assert_array_equal(out, token(format, x, arena, slots, gates, 64))
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -5,13 +5,15 @@ Weights are widened to float32 in registers; activations and sums are float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.expert import Token, rows_kernel
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
-from moe_lab.kernels.job import job_of
+from moe_lab.kernels.job import Job, job_of
 
 _STEPS = row_steps("bf16", "uint16", 2)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
@@ -57,6 +59,11 @@ class BF16:
                   F: int, activation: str) -> None:
         """See ``Format``."""
         ffn_token(x, arena, slots, gates, out, F, activation)
+
+    def token_again(self, job: Job, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray,
+                    out: np.ndarray) -> Callable[[], None]:
+        """See ``Format``."""
+        return ffn_token.again(job, x, arena, slots, gates, out)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
                  activation: str) -> None:

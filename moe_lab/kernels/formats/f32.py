@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moe_lab.kernels.activation import activation_number
@@ -9,7 +11,7 @@ from moe_lab.kernels.expert import Token, rows_kernel
 from moe_lab.kernels.formats.bf16 import widen_bf16
 from moe_lab.kernels.formats.format import widened_token_slow
 from moe_lab.kernels.formats.rows import row_steps
-from moe_lab.kernels.job import job_of
+from moe_lab.kernels.job import Job, job_of
 
 _STEPS = row_steps("f32", "float32", 4)
 ffn_token, ffn_rows = Token(_STEPS), rows_kernel(_STEPS)
@@ -43,6 +45,11 @@ class F32:
                   F: int, activation: str) -> None:
         """See ``Format``."""
         ffn_token(x, arena, slots, gates, out, F, activation)
+
+    def token_again(self, job: Job, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray,
+                    out: np.ndarray) -> Callable[[], None]:
+        """See ``Format``."""
+        return ffn_token.again(job, x, arena, slots, gates, out)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
                  activation: str) -> None:

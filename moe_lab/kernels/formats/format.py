@@ -6,11 +6,13 @@ a token is multiplied with them there. Nothing outside a format looks into a slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from moe_lab.kernels.activation import TWINS
+from moe_lab.kernels.job import Job
 
 
 class Format(Protocol):
@@ -55,6 +57,13 @@ class Format(Protocol):
 
         x (D,) float32 · arena (S, at least slot_bytes) uint8 · slots (K,) int32, -1 is passed over ·
         gates (K,) float32 · out (D,) float32, overwritten. All arrays C-contiguous.
+        """
+
+    def token_again(self, job: Job, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray,
+                    out: np.ndarray) -> Callable[[], None]:
+        """``ffn_token`` of these arrays, again and again: a call of what is returned takes what they hold by then.
+
+        ``job`` has room for slots.size experts; it belongs to one caller at a time.
         """
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,

@@ -28,7 +28,7 @@ from moe_lab.kernels.formats.blocks import (
 from moe_lab.kernels.formats.encode import encode_expert, expert_encoder
 from moe_lab.kernels.groups import quantise_slow
 from moe_lab.kernels.instructions import chosen
-from moe_lab.kernels.job import job_of
+from moe_lab.kernels.job import Job, job_of
 from moe_lab.kernels.pointers import SIGNATURES
 
 SHARED_WORK = 4 * SMALL
@@ -106,6 +106,11 @@ class Quantised:
                   F: int, activation: str) -> None:
         """See ``Format``."""
         self._token(x, arena, slots, gates, out, F, activation)
+
+    def token_again(self, job: Job, x: np.ndarray, arena: np.ndarray, slots: np.ndarray, gates: np.ndarray,
+                    out: np.ndarray) -> Callable[[], None]:
+        """See ``Format``."""
+        return self._token.again(job, x, arena, slots, gates, out)
 
     def ffn_rows(self, x: np.ndarray, slot: np.ndarray, places: np.ndarray, gates: np.ndarray, out: np.ndarray, F: int,
                  activation: str) -> None:

@@ -122,7 +122,9 @@ class ExpertCache:
         for layer, state in enumerate(self.states):
             for expert in state.resize(slots):
                 self.layers[layer].release(int(expert))
-            self.layers[layer] = self.layers[layer].resized(slots)
+            layers = list(self.layers)           # a new list: whoever knows the old one sees that it is
+            layers[layer] = layers[layer].resized(slots)
+            self.layers = layers
         self.slots = slots
 
     def reset(self) -> None:

@@ -56,10 +56,11 @@ class LeanDecode:
         """Logits (V,) float32 after ``token``; the same memory each time."""
         d, x, h, t = self.decoder, self._x, self._room.h, self.position
         look_up(d.embedding, token, x)
+        ones = self.blocks.over(h, self._logits, self._weights)
         for layer, moe in self._layers:
             layer(t)
             if moe is not None:
-                x += self.blocks.token(moe, h, self._logits, self._weights)
+                x += self.blocks.token(moe, ones[moe])
         head(x, d.norm, d.eps, d.head, h, self._out)
         self.position = t + 1
         return self._out

@@ -29,12 +29,12 @@ from moe_lab.kernels.walked import Walked
 from moe_lab.models.rules import RouterRule
 
 
-class _OneToken(NamedTuple):
+class OneToken(NamedTuple):
     """What takes token after token through one layer, sealed over the same memory."""
 
-    given: tuple[object, ...]
-    """That memory."""
     route: RouteOne
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+    """Makes gates of what the walk found; None: they are that already."""
     gates: np.ndarray
     """(K,) float32."""
     experts: Callable[[], None]
@@ -54,7 +54,8 @@ class MoEBlocks:
         self.settle = True
         self.touched = 0
         """Experts whose weights the present pass has read."""
-        self._ones: dict[int, _OneToken] = {}
+        self._ones: list[OneToken] = []
+        self._given: tuple[object, ...] | None = None
         self._job = Job(hidden, expert_hidden, cache.states[0].K, activation_number(activation))
         self._x = np.zeros(hidden, dtype=np.float32)
         self._y = np.zeros(hidden, dtype=np.float32)
@@ -91,28 +92,35 @@ class MoEBlocks:
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
 
-    def token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Route and compute one token that comes without torch: the sum of its experts' outputs, (D,) float32.
+    def over(self, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> list[OneToken]:
+        """What takes a token through each layer that comes without torch: ``x`` (D,), ``logits`` and raw ``weights``
+        (1, E), all float32, are written before ``token`` is called. To be asked for anew at each token."""
+        given = x, logits, weights, self.cache.states, self.cache.layers, self.telemetry
+        if self._given is None or not all(map(operator.is_, self._given, given)):
+            self._ones = [self._one_token(layer, x, logits, weights) for layer in range(len(self.cache.layers))]
+            self._given = given
+        return self._ones
 
-        ``x`` (D,), ``logits`` and raw ``weights`` (1, E), all float32. The memory returned is written again.
-        """
-        began = perf_counter()
+    def _one_token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> OneToken:
         assert self.rules is not None            # a model that routes by itself is run by transformers
-        one = self._one_token(layer, x, logits, weights)
-        missing, walked = one.route(), one.route.walked
-        one.gates[:] = self.rules[layer].finish(walked.gates, walked.ids)[0]
-        return self._token(layer, walked, one.route.slots, missing, one.experts, perf_counter() - began)
+        here, state, room = self.cache.layers[layer], self.cache.states[layer], self.telemetry.room(layer)
+        finish = None if self.rules[layer].plain else self.rules[layer].finish
+        gates = np.zeros(state.K, np.float32) if finish else room.gates[0]
+        route = RouteOne(state, logits, weights, room, here.slot_of)
+        experts = self.format.token_again(self._job, x, here.arena, route.slots, gates, self._y)
+        return OneToken(route, finish, gates, experts)
 
-    def _one_token(self, layer: int, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> _OneToken:
-        """What takes a token through ``layer``: that of the token before, if all memory is still the same."""
-        given = x, logits, weights, self.cache.states[layer], self.telemetry.room(layer), self.cache.layers[layer]
-        found = self._ones.get(layer)
-        if found is None or not all(map(operator.is_, found.given, given)):
-            *_, state, room, here = given
-            route, gates = RouteOne(state, logits, weights, room, here.slot_of), np.zeros(state.K, np.float32)
-            experts = self.format.token_again(self._job, x, here.arena, route.slots, gates, self._y)
-            found = self._ones[layer] = _OneToken(given, route, gates, experts)
-        return found
+    def let_go(self) -> None:
+        """Hold no slots any longer that are the cache's to give back."""
+        self._ones, self._given = [], None
+
+    def token(self, layer: int, one: OneToken) -> np.ndarray:
+        """Route and compute one token: the sum of its experts' outputs, (D,). The memory is written again."""
+        began = perf_counter()
+        missing, walked = one.route(), one.route.walked
+        if one.finish is not None:
+            one.gates[:] = one.finish(walked.gates, walked.ids)[0]
+        return self._token(layer, walked, one.route.slots, missing, one.experts, perf_counter() - began)
 
     def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where routing policies are off: let the residency follow the choice of the model's own router."""

@@ -73,6 +73,7 @@ def one_pass(engine: Engine, rows: int, length: int, cached: bool) -> Iterator[N
 
 def change_residents(engine: Engine, change: Callable[[], object]) -> None:
     """Make a change of the live cache and show it."""
+    engine._blocks.let_go()
     change()
     engine.telemetry.settled()
 

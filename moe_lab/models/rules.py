@@ -42,6 +42,11 @@ class RouterRule:
             return torch.softmax(logits, -1, dtype=torch.float32)
         return torch.sigmoid(logits.float())
 
+    @property
+    def plain(self) -> bool:
+        """Whether ``finish`` changes nothing."""
+        return not self.renormalise and self.scale == 1.0
+
     def finish(self, gates: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Final weights (T, K) float32 from the raw ones ``gates`` (T, K) of ``ids`` (T, K); 0 where an id is -1."""
         if self.renormalise:

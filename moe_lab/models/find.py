@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,19 +83,24 @@ def skeleton(config: PreTrainedConfig, name: str) -> Any:
         raise CheckpointError(f"the configuration of {name!r} does not make a {base.__name__}: {error}") from error
 
 
+_LOADING = threading.RLock()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' log to errors, and its progress bars away."""
-    log = logging.getLogger("transformers")
-    level, bars = log.level, transformers.logging.is_progress_bar_enabled()
-    log.setLevel(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
+    """Let transformers build and load: one thread at a time, since it changes what all of them see meanwhile; its log
+    kept to errors, its progress bars away."""
+    with _LOADING:
+        log = logging.getLogger("transformers")
+        level, bars = log.level, transformers.logging.is_progress_bar_enabled()
+        log.setLevel(logging.ERROR)
+        transformers.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            if bars:
+                transformers.logging.enable_progress_bar()
 
 
 def experts_modules(model: Any) -> list[tuple[str, Any]]:

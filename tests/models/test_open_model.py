@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -276,3 +277,9 @@ def test_a_damaged_configuration_is_named(checkpoint, tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_model(folder)
+
+
+def test_threads_may_open_models_at_the_same_time():
+    with ThreadPoolExecutor(4) as pool:
+        opened = [one.result() for one in [pool.submit(open_model, "pocket") for _ in range(4)]]
+    assert all(model.hf.lm_head.weight.shape == (4096, 256) for model in opened)

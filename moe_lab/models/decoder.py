@@ -69,7 +69,7 @@ class Decoder:
     def angles(self, N: int) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin (N, S) float32 of the first N positions."""
         with torch.inference_mode():
-            cos, sin = self.rotary(torch.zeros(1, 1, 1), torch.arange(N)[None])
+            cos, sin = self.rotary(torch.zeros(1, 1, 1, dtype=torch.float32), torch.arange(N)[None])
         return cos[0].numpy().copy(), sin[0].numpy().copy()
 
 

@@ -146,7 +146,8 @@ def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> Study:
     text = config.get_text_config()
     K = int(text.num_experts_per_tok)
     routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
-    rules, words = find_rules(text, routers, K)
+    with quiet():                   # routers are tried in torch's own type, which another thread's loading changes
+        rules, words = find_rules(text, routers, K)
     first = blocks[0]
     spec = ModelSpec(
         name=name, family=config.model_type, layers=tuple(b.layer for b in blocks), experts=first.E, top_k=K,

@@ -7,6 +7,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import FAMILIES, TorchHandler
@@ -14,6 +15,7 @@ from checkpoints import FAMILIES, TorchHandler
 from moe_lab.errors import CheckpointError, SettingError, UnsupportedModelError
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.models import describe, info, open_model
+from moe_lab.models.decoder import read_decoder
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "granite"])
@@ -283,3 +285,15 @@ def test_threads_may_open_models_at_the_same_time():
     with ThreadPoolExecutor(4) as pool:
         opened = [one.result() for one in [pool.submit(open_model, "pocket") for _ in range(4)]]
     assert all(model.hf.lm_head.weight.shape == (4096, 256) for model in opened)
+
+
+def test_angles_are_what_they_are_while_another_thread_loads():
+    model = open_model("pocket")
+    decoder = read_decoder(model.hf, model.blocks)
+    expected = decoder.angles(5)
+    torch.set_default_dtype(torch.bfloat16)             # as transformers does, for all threads
+    try:
+        for mine, before in zip(decoder.angles(5), expected, strict=True):
+            np.testing.assert_array_equal(mine, before)
+    finally:
+        torch.set_default_dtype(torch.float32)

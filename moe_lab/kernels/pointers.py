@@ -57,15 +57,24 @@ def _array(address: Any, shape: Any, number: Any, *rest: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         given = cgutils.unpack_tuple(builder, args[1]) if isinstance(shape, types.BaseTuple) else (args[1],)
         axes = [context.cast(builder, size, of, types.intp) for size, of in zip(given, sizes, strict=True)]
-        data = context.get_data_type(number)
-        steps = [context.get_constant(types.intp, context.get_abi_sizeof(data))]
+        steps = [_item_size(context, number)]
         for size in reversed(axes[1:]):
             steps.insert(0, builder.mul(steps[0], size))
-        array = context.make_array(kind)(context, builder)
-        populate_array(array, builder.inttoptr(args[0], data.as_pointer()), axes, steps, steps[-1], meminfo=None)
-        return array._getvalue()
+        return emit_array(context, builder, kind, args[0], axes, steps)
 
     return kind(types.int64, shape, *rest), generate
+
+
+def emit_array(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], steps: list[Any]) -> Any:
+    """Emit an array of ``kind`` over memory that somebody else keeps alive."""
+    array, data = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
+    populate_array(array, builder.inttoptr(address, data.as_pointer()), shape, steps, _item_size(context, kind.dtype),
+                   meminfo=None)
+    return array._getvalue()
+
+
+def _item_size(context: Any, number: Any) -> Any:
+    return context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(number)))
 
 
 def _numbers_at(number: Any) -> Any:

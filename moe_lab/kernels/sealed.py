@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from moe_lab.kernels.jit import compile_for, jit
+from moe_lab.kernels.pointers import emit_array
 
 
 class Sealed:
@@ -86,7 +87,7 @@ def _opener(kind: Any) -> Any:
     @intrinsic
     def opened(typingctx: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            block, at = builder.inttoptr(args[0], ir.IntType(64).as_pointer()), iter(range(1 << 30))
+            block, at = builder.inttoptr(args[0], ir.IntType(64).as_pointer()), itertools.count()
 
             def word() -> Any:
                 return builder.load(builder.gep(block, [ir.Constant(ir.IntType(64), next(at))]))
@@ -96,12 +97,8 @@ def _opener(kind: Any) -> Any:
                     return context.make_tuple(builder, kind, [value(part) for part in kind])
                 if not isinstance(kind, types.Array):
                     return context.cast(builder, word(), types.int64, kind)
-                array, number = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
-                data = builder.inttoptr(word(), number.as_pointer())
-                shape, steps = ([word() for _ in range(kind.ndim)] for _ in range(2))
-                size = context.get_constant(types.intp, context.get_abi_sizeof(number))
-                populate_array(array, data, shape, steps, size, meminfo=None)
-                return array._getvalue()
+                address, shape, steps = word(), *([word() for _ in range(kind.ndim)] for _ in range(2))
+                return emit_array(context, builder, kind, address, shape, steps)
 
             return value(kind)
 

@@ -77,7 +77,7 @@ def skeleton(config: PreTrainedConfig, name: str) -> Any:
     """The whole model on the meta device: names and shapes, no memory."""
     base = model_class(config, name)
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), loading():
             return base(config)
     except Exception as error:
         raise CheckpointError(f"the configuration of {name!r} does not make a {base.__name__}: {error}") from error
@@ -87,7 +87,7 @@ _LOADING = threading.RLock()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def loading() -> Iterator[None]:
     """Let transformers build and load: one thread at a time, since it changes what all of them see meanwhile; its log
     kept to errors, its progress bars away."""
     with _LOADING:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, DynamicCache
 from moe_lab.errors import CheckpointError, SettingError
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.models import hub
-from moe_lab.models.find import Block, find_blocks, model_class, quiet, read_config, skeleton
+from moe_lab.models.find import Block, find_blocks, loading, model_class, read_config, skeleton
 from moe_lab.models.hub import first_line
 from moe_lab.models.plan import dense_bytes, expert_plan
 from moe_lab.models.quantised import quantise_dense
@@ -146,8 +146,7 @@ def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> Study:
     text = config.get_text_config()
     K = int(text.num_experts_per_tok)
     routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
-    with quiet():                   # routers are tried in torch's own type, which another thread's loading changes
-        rules, words = find_rules(text, routers, K)
+    rules, words = find_rules(text, routers, K)
     first = blocks[0]
     spec = ModelSpec(
         name=name, family=config.model_type, layers=tuple(b.layer for b in blocks), experts=first.E, top_k=K,
@@ -163,7 +162,7 @@ def _load(folder: Path, name: str, found: Study, dtype: torch.dtype) -> Any:
     """The dense part, by transformers' own loader."""
     streamed = streaming_class(model_class(found.config, name), found.blocks)
     try:
-        with quiet():
+        with loading():
             model, report = streamed.from_pretrained(folder, config=found.config, dtype=dtype, local_files_only=True,
                                                      use_safetensors=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -181,7 +180,7 @@ def _tokenizer(folder: Path, name: str) -> Any | None:
     if not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:
-        with quiet():
+        with loading():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
         there = ", ".join(file for file in _TOKENIZER_FILES if (folder / file).exists())

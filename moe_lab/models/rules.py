@@ -93,12 +93,12 @@ def find_rules(config: Any, routers: list[Any], K: int) -> tuple[list[RouterRule
 
 def disagreement(rule: RouterRule, router: Any, K: int, T: int = 32, seed: int = 0) -> str | None:
     """What ``router``, run on random inputs with random weights, computes otherwise than ``rule``; None if nothing."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trial = _random_copy(router)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        trial = _random_copy(router, draw)
         D = max((p.shape[-1] for p in trial.parameters() if p.dim() == 2), default=0)
         try:
-            out = trial(torch.randn(T, D))
+            out = trial(torch.randn(T, D, generator=draw, dtype=torch.float32))
         except Exception as error:
             return f"its router could not be tried ({type(error).__name__}: {first_line(error)})"
     if not _is_triple(out, T, K):
@@ -111,11 +111,11 @@ def disagreement(rule: RouterRule, router: Any, K: int, T: int = 32, seed: int =
     return None if far <= 1e-5 * max(1.0, rule.scale) else f"its router's weights differ from the rule's by {far:.2g}"
 
 
-def _random_copy(router: Any) -> Any:
+def _random_copy(router: Any, draw: torch.Generator) -> Any:
     """A float32 copy in memory whose parameters are random enough that logits differ by several units."""
     trial = copy.deepcopy(router).to_empty(device="cpu").float().eval()
     for tensor in [*trial.parameters(), *trial.buffers()]:
-        tensor.data.normal_(std=2 * tensor.shape[-1] ** -0.5 if tensor.dim() == 2 else 0.1)
+        tensor.data.normal_(std=2 * tensor.shape[-1] ** -0.5 if tensor.dim() == 2 else 0.1, generator=draw)
     return trial
 
 

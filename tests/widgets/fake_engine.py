@@ -17,6 +17,13 @@ from moe_lab import Sampling
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.policy import Parameter, Policy
 
+CELL = """
+import fake_engine, moe_lab_widgets.controls as controls
+controls.shipped = lambda: fake_engine.TABLES
+from moe_lab_widgets import Lab
+"""
+"""How a cell of a notebook begins that shows such an engine: with policies of its table."""
+
 WORDS = ("def ", "fibonacci", "(n", "):\n", "    ", "return ", "n ", "if ", "< ", "2 ", "else ", "+ ", "the ", "cache ", "of ")
 
 

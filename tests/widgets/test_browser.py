@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import browsing
+import fake_engine
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -638,10 +639,8 @@ def test_a_page_that_reloads_gets_everything_back(board, figure):
     board.until("w => document.querySelector('.moelab .text').textContent === 'def fibonacci(n):' + w", text)
 
 
-LATE = """
-import fake_engine, threading, moe_lab_widgets.controls as controls
-controls.shipped = lambda: fake_engine.TABLES
-from moe_lab_widgets import Lab
+LATE = fake_engine.CELL + """
+import threading
 lab = Lab(fake_engine.FakeEngine(token_s=0.001))
 lab.start("once", max_new_tokens=30)
 lab.result()
@@ -682,10 +681,7 @@ def test_a_saved_notebook_holds_picture_and_sentence_and_no_widget_state(board, 
     assert file.stat().st_size < 300_000
 
 
-FAKE = """
-import fake_engine, moe_lab_widgets.controls as controls
-controls.shipped = lambda: fake_engine.TABLES
-from moe_lab_widgets import Lab
+FAKE = fake_engine.CELL + """
 lab = Lab(fake_engine.FakeEngine(token_s=0.01), prompt="once", max_new_tokens=100_000)
 lab
 """

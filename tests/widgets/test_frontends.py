@@ -4,14 +4,13 @@ import os
 import shutil
 
 import browsing
+import fake_engine
 import pytest
 
 pytestmark = pytest.mark.browser
 
-CELL = """
-import fake_engine, ipykernel, moe_lab_widgets.controls as controls
-controls.shipped = lambda: fake_engine.TABLES
-from moe_lab_widgets import Lab
+CELL = fake_engine.CELL + """
+import ipykernel
 engine = fake_engine.FakeEngine(token_s=0.02)
 lab = Lab(engine, max_new_tokens=100_000)
 lab

@@ -37,7 +37,6 @@ from moe_lab.kernels.dense import gated_ffn, product
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.sealed import Sealed
-from moe_lab.models.decoder import Decoder
 
 ALL, DENSE = "all", "dense"
 EXPERTS, LAYER, HEAD, ROUTE, SAMPLE, RECORD, EMBED, BLOCK = (
@@ -185,13 +184,11 @@ def main() -> None:
     if engine.decoding != "kernels":
         parser.error(f"this model is decoded by transformers' modules: {engine.decoding}")
     engine._ahead.join()            # what compiles in the background would pass through the watch
-    decoder = engine._decoder()
-    assert isinstance(decoder, Decoder)
     clock = clock_of(args.threads)
     tokens_of(engine, args.prompt, 4, clock)
     found, touched = tokens_of(engine, args.prompt, args.tokens, clock)
     part = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    L, total = len(decoder.layers), part[ALL]
+    L, total = engine.hf.config.num_hidden_layers, part[ALL]
     rows = [("weights: experts", part[EXPERTS]), ("weights: dense", part[DENSE]), ("weights: head", part[HEAD]),
             ("attention and norms", statistics.median(one[LAYER] - one[DENSE] for one in found)),
             *((name, part[name]) for name in (ROUTE, BLOCK, RECORD, EMBED, SAMPLE))]

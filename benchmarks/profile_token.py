@@ -131,7 +131,7 @@ class Products:
             layer._kernel(layer._address, 0)        # not through the watch
             took += clock() - began
             if moe is not None:
-                self._engine._blocks.cache.layers[moe].arena[: self._engine.spec.top_k].max()
+                self._engine._core.blocks.cache.layers[moe].arena[: self._engine.spec.top_k].max()
         return took
 
 

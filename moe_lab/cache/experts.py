@@ -7,16 +7,20 @@ slot holds its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from moe_lab.cache.held import Held, Traffic
 from moe_lab.cache.slots import LayerSlots
 from moe_lab.errors import ReadError
+from moe_lab.interrupts import uninterrupted
 from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
 from moe_lab.store import Readers
+
+T = TypeVar("T")
 
 GROUP = 8
 """Experts read together in a pass of many tokens, and slots of scratch memory."""
@@ -37,7 +41,7 @@ class ExpertCache:
         self.readers = readers
         self.held: Held | None = None
         """Where experts that only pass through are kept meanwhile, if anywhere."""
-        self._scratch = LayerSlots(experts, GROUP, slot_bytes).arena
+        self._scratch = LayerSlots(experts, GROUP, slot_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +103,7 @@ class ExpertCache:
                 self._load(layer, [int(e) for e in group[stay]], here, state, traffic)
                 for expert in group[stay]:
                     yield int(expert), here.arena[here.slot_of[expert]]
-            passing = [(int(e), self._scratch[i]) for i, e in enumerate(group[~stay])]
+            passing = [(int(e), self._scratch.arena[i]) for i, e in enumerate(group[~stay])]
             if passing and self.held is not None:
                 yield from self.held.serve(layer, passing, self.readers, traffic)
             elif passing:
@@ -118,24 +122,55 @@ class ExpertCache:
                 yield len(group)
 
     def resize(self, slots: int) -> None:
-        """Change the budget of every layer; where it shrinks, the least worth keeping leaves."""
-        for layer, state in enumerate(self.states):
-            for expert in state.resize(slots):
-                self.layers[layer].release(int(expert))
-            layers = list(self.layers)           # a new list: whoever knows the old one sees that it is
-            layers[layer] = layers[layer].resized(slots)
-            self.layers = layers
-        self.slots = slots
+        """Change the budget of every layer; where it shrinks, the least worth keeping leaves.
+
+        All of it or nothing: ``BudgetError`` where memory is lacking, ``PolicyError`` from a policy that fails.
+        """
+        experts = self.layers[0].slot_of.size
+        empty = [LayerSlots(experts, slots, self.slot_bytes) for _ in self.layers]       # asked for, not yet touched
+        states, gone = self._changed(lambda state: state.resize(slots))
+        with uninterrupted():
+            for here, larger, left in zip(self.layers, empty, gone, strict=True):
+                for expert in left:
+                    here.release(expert)
+                here.move_into(larger)              # layer by layer, so that no more than one layer lies here twice
+            self._adopt(states)
+            self.layers = empty         # another list: whoever knows the old one sees that it is
+            self.slots = slots
+
+    def change(self, change: Callable[[LayerState], object]) -> None:
+        """Make ``change`` of every layer's state, of all of them or of none; residents stay."""
+        states, _ = self._changed(change)
+        with uninterrupted():
+            self._adopt(states)
 
     def reset(self) -> None:
         """Empty every slot; what routing policies have learned stays."""
-        for state in self.states:
-            state.reset()
-        self.reconcile()
+        states, _ = self._changed(lambda state: state.reset())
+        with uninterrupted():
+            self._adopt(states)
+            self.reconcile()
+
+    def _changed(self, change: Callable[[LayerState], T]) -> tuple[list[LayerState], list[T]]:
+        """Copies of the states with ``change`` made to each, and what it returned."""
+        states = [state.copy() for state in self.states]
+        return states, [change(state) for state in states]
+
+    def _adopt(self, states: list[LayerState]) -> None:
+        for state, changed in zip(self.states, states, strict=True):
+            state.become(changed)
+
+    def close(self) -> None:
+        """Give back slots, threads and files at once."""
+        self.readers.close()
+        for here in (*self.layers, self._scratch):
+            here.discard()
+        self.held = None
 
     def reconcile(self) -> None:
-        """Make map and residency agree again after a pass that was cut off."""
+        """Make map and residency agree again after a pass that was cut off, wherever that was."""
         for here, state in zip(self.layers, self.states, strict=True):
             for expert in np.nonzero(state.resident & (here.slot_of < 0))[0]:
                 state.drop(int(expert))
             here.release_all_but(state.resident)
+            here.recount()

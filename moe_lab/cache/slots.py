@@ -10,27 +10,39 @@ import mmap
 
 import numpy as np
 
+from moe_lab.errors import BudgetError
+from moe_lab.units import format_bytes
+
 _HUGE = 2 << 20
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Private: a shared mapping gets huge pages only where the system has them for shared memory, and a forked child
+would write into its parent's slots."""
 
 
-def _arena(slots: int, slot_bytes: int) -> np.ndarray:
-    """(slots, slot_bytes) uint8 of untouched anonymous memory, on huge pages where the system has them."""
-    memory = mmap.mmap(-1, max(1, slots * slot_bytes) + _HUGE)
+def _memory(size: int) -> mmap.mmap:
+    """``size`` bytes and some, untouched, on huge pages where the system has them; ``BudgetError`` without room."""
+    try:
+        memory = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise BudgetError(f"the system gives no {format_bytes(size)} for a layer's slots ({error}); take a smaller "
+                          "cache, such as cache='25%'") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(memory, dtype=np.uint8)
-    start = -whole.ctypes.data % _HUGE
-    return whole[start : start + slots * slot_bytes].reshape(slots, slot_bytes)
+    return memory
 
 
 class LayerSlots:
     """``arena`` (S, slot_bytes) uint8 and the map between experts and slots.
 
     ``slot_of`` (E,) int32 is the slot of an expert or -1; ``free`` lists the empty slots.
+    Raises ``BudgetError`` where the system has no room for them.
     """
 
     def __init__(self, experts: int, slots: int, slot_bytes: int) -> None:
-        self.arena = _arena(slots, slot_bytes)
+        self._memory = _memory(slots * slot_bytes)
+        whole = np.frombuffer(self._memory, dtype=np.uint8)
+        start = -whole.ctypes.data % _HUGE
+        self.arena = whole[start : start + slots * slot_bytes].reshape(slots, slot_bytes)
         self.slot_of = np.full(experts, -1, dtype=np.int32)
         self.free = list(range(slots - 1, -1, -1))
 
@@ -58,11 +70,23 @@ class LayerSlots:
         for expert in np.nonzero((self.slot_of >= 0) & ~resident)[0]:
             self.release(int(expert))
 
-    def resized(self, slots: int) -> LayerSlots:
-        """A copy with another number of slots; the experts here must fit into it."""
-        other = LayerSlots(self.slot_of.size, slots, self.arena.shape[1])
+    def recount(self) -> None:
+        """List the empty slots anew: one that was reserved when a load was cut off is in neither place."""
+        taken = set(self.slot_of[self.slot_of >= 0].tolist())
+        self.free = [slot for slot in range(len(self.arena) - 1, -1, -1) if slot not in taken]
+
+    def move_into(self, other: LayerSlots) -> None:
+        """Bring all experts into the empty slots of ``other``, which must have enough, and give the memory back."""
         for expert in np.nonzero(self.slot_of >= 0)[0]:
             slot = other.reserve()
             other.arena[slot] = self.arena[self.slot_of[expert]]
             other.fill(int(expert), slot)
-        return other
+        self.discard()
+
+    def discard(self) -> None:
+        """Give the memory back at once, whoever still knows of it; nobody has a slot any more."""
+        self.slot_of[:] = -1
+        self.free = []
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+        self.arena = self.arena[:0]

@@ -10,36 +10,32 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from moe_lab.cache import ExpertCache, Held
+from moe_lab.cache import Held
 from moe_lab.engine import explain as explanation
 from moe_lab.engine import passes, report
 from moe_lab.engine import score as scoring
 from moe_lab.engine import stream as decoding
+from moe_lab.engine.applied import Applied
 from moe_lab.engine.cache import Cache
+from moe_lab.engine.core import Core
 from moe_lab.engine.lean import LeanDecode
-from moe_lab.engine.moe_block import MoEBlocks
-from moe_lab.engine.owner import Owner
 from moe_lab.engine.ranking import Ranking
-from moe_lab.engine.recorder import NOTHING
 from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import Telemetry
 from moe_lab.engine.text import stop_strings, to_ids, window_of
 from moe_lab.engine.warm import Ahead, for_tokens
-from moe_lab.errors import BusyError, SettingError
+from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
-from moe_lab.kernels.formats import Format
-from moe_lab.models import StreamedModel
+from moe_lab.models import StreamedModel, empty_weights
 from moe_lab.models.decoder import Decoder, read_decoder
-from moe_lab.models.quantised import dense_bytes_touched
 from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
-from moe_lab.spec import ModelSpec
 from moe_lab.store import Disk
 from moe_lab.trace import Trace
 
@@ -53,29 +49,16 @@ class Engine:
     ...     print(step.text, end="")
     """
 
-    def __init__(self, model: StreamedModel, experts: ExpertCache, format: Format, routing: RoutingPolicy,
-                 eviction: EvictionPolicy, disk: Disk | None, seed: int, dense: str, ahead: Ahead) -> None:
-        self.spec: ModelSpec = model.spec
+    def __init__(self, model: StreamedModel, core: Core, ahead: Ahead) -> None:
         self.hf: Any = model.hf
         self.tokenizer: Any = model.tokenizer
-        self.format, self.dense = format, dense
-        self.seed = seed
-        self.telemetry = Telemetry(experts.states, describe=lambda: report.facts(self))
-        self.last_pass = NOTHING, 0
-        self._experts, self._disk = experts, disk
-        self._routing, self._eviction = routing, eviction
-        self._owner = Owner()
-        self._run: object | None = None
-        self._sampling: Sampling | None = None
-        self._sampler: Sampler | None = None
-        self._blocks = MoEBlocks(experts, format, model.rules, self.telemetry, self.spec.hidden,
-                                 self.spec.expert_hidden, model.activation)
+        self.spec, self.format, self.dense, self.seed = core.spec, core.format, core.dense, core.seed
+        self.telemetry = core.telemetry
+        self._core = core
         self.new_past, self._places = model.new_past, model.blocks
-        self._touched_dense = dense_bytes_touched(self.hf)
-        model.connect(self._blocks)
-        passes.watch(self)
+        model.connect(core.blocks, passes.Watch(core))
         self._ahead = ahead
-        ahead.add(for_tokens(self), awaited=lambda: self.busy)
+        ahead.add(for_tokens(self), awaited=lambda: core.owner.busy)
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -86,39 +69,29 @@ class Engine:
         A parameter may be a list, one number for each MoE layer, or an ``ml.Schedule`` over the tokens that a layer has
         seen since the engine was loaded (in a score or a sweep: since it began); emptying the cache sets none back.
         """
-        return self._routing
+        return self._core.routing
 
     @routing.setter
     def routing(self, policy: RoutingPolicy | type[RoutingPolicy] | str) -> None:
         chosen = resolve(policy, ROUTING, "routing")
         check_layers(chosen, self.spec.L)
-        if self._blocks.rules is None and chosen.lossy:
+        if not self.routes and chosen.lossy:
             raise SettingError(f"routing policies are off for this model: {self.spec.routing}")
-
-        def change() -> None:
-            for state in self._experts.states:
-                state.set_routing(chosen)
-            self._routing = chosen
-
-        self._owner.wish("routing", change)
+        core = self._core
+        core.change("routing", chosen, lambda: core.routing, lambda: core.set_routing(chosen))
 
     @property
     def eviction(self) -> EvictionPolicy:
         """The eviction policy; set an instance, a class or a name, in force at the next token. Parameters as in
         ``routing``."""
-        return self._eviction
+        return self._core.eviction
 
     @eviction.setter
     def eviction(self, policy: EvictionPolicy | type[EvictionPolicy] | str) -> None:
         chosen = resolve(policy, EVICTION, "eviction")
         check_layers(chosen, self.spec.L)
-
-        def change() -> None:
-            for state in self._experts.states:
-                state.set_eviction(chosen)
-            self._eviction = chosen
-
-        self._owner.wish("eviction", change)
+        core = self._core
+        core.change("eviction", chosen, lambda: core.eviction, lambda: core.set_eviction(chosen))
 
     @property
     def sampling(self) -> Sampling | None:
@@ -128,7 +101,7 @@ class Engine:
         the random numbers afresh. With no run in progress it is checked and does nothing: a run begins, at its first
         token, with the options of its own call. ``engine.hf.generate`` has its own and is not meant here.
         """
-        return self._sampling
+        return self._core.sampling
 
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
@@ -136,54 +109,60 @@ class Engine:
             raise SettingError(f"engine.sampling = {sampling!r} is not a sampling; type "
                                "engine.sampling = ml.Sampling(temperature=0.8), or ml.Sampling() for greedy")
 
-        def change() -> None:
-            if self._sampler is not None:
-                self._sampler.change(sampling)
-                self._sampling = sampling
-
-        self._owner.wish("sampling", change)
+        core = self._core
+        core.change("sampling", sampling, lambda: core.sampling, lambda: core.set_sampling(sampling))
 
     @property
     def cache(self) -> Cache:
         """The cache: ``slots``, ``resident``, ``resize(...)``, ``reset()``."""
-        return Cache(self)
+        return Cache(self._core)
 
     @property
     def disk(self) -> Disk | None:
         """The simulated disk, or None for the real one."""
-        return self._disk
+        return self._core.disk
+
+    @property
+    def applied(self) -> tuple[Applied, ...]:
+        """What was changed on this engine, by whom, and from which token on: the newest 64 changes, oldest first.
+
+        Any thread may read it at any time; snapshots hold it too (``engine.telemetry.snapshot().applied``).
+        """
+        self._core.notice_disk()
+        return self._core.log.entries
 
     @property
     def exact(self) -> bool:
         """Original routing in the checkpoint's own precision: nothing alters the model's answers."""
-        return not self._routing.lossy and self.format.name == self.dense == self.spec.dtype
+        return self._core.exact
 
     @property
     def precision(self) -> str:
         """The formats of the experts and, where it is another, of the dense part: ``"q4, dense q8"``."""
-        return self.format.name if self.dense == self.format.name else f"{self.format.name}, dense {self.dense}"
+        return self._core.precision
 
     @property
     def routes(self) -> bool:
         """Whether routing policies work on this model; ``spec.routing`` says why where they do not."""
-        return self._blocks.rules is not None
+        return self._core.blocks.rules is not None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The checkpoint's weight files."""
-        return tuple(str(path) for path in self._experts.readers.store.plan.files)
+        return tuple(str(path) for path in self._core.experts.readers.store.plan.files)
 
     @property
     def miss_bytes(self) -> int:
         """Bytes that one miss reads from the files, whatever an expert takes in a slot."""
-        return self._experts.readers.store.plan.expert_bytes
+        return self._core.experts.readers.store.plan.expert_bytes
 
     def disk_rate(self, reads: int = 32) -> float:
         """Bytes a second of the simulated disk, or as ``reads`` experts come from the real one (from the page cache,
         where the files lie there)."""
-        if self._disk is not None:
-            return self._disk.bandwidth
-        cache, spec = self._experts, self.spec
+        self._core.check_open()
+        if self.disk is not None:
+            return self.disk.bandwidth
+        cache, spec = self._core.experts, self.spec
         slot = np.empty(cache.slot_bytes, dtype=np.uint8)
         draw = np.random.default_rng(self.seed)
         loads = [cache.readers.load(int(draw.integers(spec.L)), [(int(draw.integers(spec.experts)), slot)])
@@ -192,8 +171,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether some thread is generating."""
-        return self._owner.busy
+        """Whether somebody generates (a stream that nobody has asked for a token for seconds counts no more)."""
+        return self._core.owner.busy
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -224,17 +203,25 @@ class Engine:
 
     def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
                 stop_at_end: bool) -> Iterator[Step]:
-        with self._owner.held():
-            run, sampler = self._begin_run(), Sampler(sampling)
-            self._sampling, self._sampler = sampling, sampler
-            try:
-                for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
-                    yield step
-                    if self._run is not run:
-                        raise BusyError("this stream was left half-way and another run began; start it anew")
-            finally:
-                if self._sampler is sampler:
-                    self._sampler = None
+        core, sampler = self._core, Sampler(sampling)
+        core.check_open()
+        claim = core.owner.take(stream=True)
+        try:
+            core.begin_run(sampler)
+            for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
+                core.owner.rest(claim)
+                yield step
+                if not core.owner.go_on(claim):
+                    return
+        finally:
+            core.end_run(sampler)
+            core.owner.drop(claim)
+
+    def stop(self) -> bool:
+        """End the stream in progress, whichever thread or dashboard began it: after its present token, or at once where
+        nobody is asking it for one. Returns whether there was one. (A score, a sweep and ``engine.hf.generate`` end by
+        interrupting them.)"""
+        return self._core.owner.stop()
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         """Generate to the end; takes the options of ``stream`` and returns a ``Reply``."""
@@ -268,12 +255,13 @@ class Engine:
         if len(ids) < 2:
             raise SettingError("a score needs two tokens at least: the first is only read")
         window = window_of(window, self.spec.context)
-        with self._owner.held():
-            if state == "live":
-                self._begin_run()
+        if state == "live":
+            self._core.check_open()
+            with self._core.owner.held(run=True):
+                self._core.begin_run()
                 return scoring.evaluate(self, ids, window, self.telemetry.recorder, fresh=False)
-            with self.fresh_state() as telemetry:
-                return scoring.evaluate(self, ids, window, telemetry.recorder, fresh=True)
+        with self.fresh_state() as telemetry:
+            return scoring.evaluate(self, ids, window, telemetry.recorder, fresh=True)
 
     def explain(self, step: Step | None = None) -> list[str]:
         """Sentences on what happened at ``step`` (by default the last token): swaps, reads, evictions."""
@@ -296,8 +284,20 @@ class Engine:
         return self.telemetry.ranking(int(layer))
 
     def close(self) -> None:
-        """Stop the reader threads and close the files. The engine cannot be used afterwards."""
-        self._experts.readers.close()
+        """Give everything back at once: slots, dense weights, threads, files. The engine cannot be used afterwards;
+        what was recorded stays. ``with ml.load(...) as engine:`` closes at the end of the block.
+
+        Raises ``BusyError`` while another thread generates (``engine.stop()`` ends a stream).
+        """
+        self._core.close()
+        self._ahead.stop()
+        empty_weights(self.hf)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     # --- decoding --------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class Engine:
     def lean_decode(self, past: Any, room: int) -> LeanDecode | None:
         """Kernels that go on with the text in ``past`` up to ``room`` tokens; None where they do not know the model."""
         found = self._decoder()
-        return None if isinstance(found, str) else LeanDecode(found, self._blocks, past, room)
+        return None if isinstance(found, str) else LeanDecode(found, self._core.blocks, past, room)
 
     def compile_decoding(self) -> None:
         """Compile the kernels of ``lean_decode``, where there are any."""
@@ -337,7 +337,7 @@ class Engine:
     @property
     def setting(self) -> str:
         """Routing, eviction, slots, formats and disk in words."""
-        return report.setting(self)
+        return self._core.setting
 
     def __repr__(self) -> str:
         return report.words(self)
@@ -346,13 +346,7 @@ class Engine:
 
     def one_pass(self, rows: int, length: int, cached: bool) -> AbstractContextManager[None]:
         """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered)."""
-        return passes.one_pass(self, rows, length, cached)
-
-    def _begin_run(self) -> object:
-        """A new run: trace, digest and statistics start afresh; a stream left half-way ends."""
-        self._run, self._sampler = object(), None
-        self.telemetry.begin_run()
-        return self._run
+        return passes.one_pass(self._core, rows, length, cached)
 
     def fresh_state(self, routing: RoutingPolicy | None = None, eviction: EvictionPolicy | None = None,
                     slots: int | None = None, held: Held | None = None) -> AbstractContextManager[Telemetry]:
@@ -361,10 +355,11 @@ class Engine:
         Policies and slots are the engine's where none are given. ``held`` keeps the experts that passes read.
         The engine is owned meanwhile; one may stand inside another.
         """
-        return passes.fresh_state(self, routing or self._routing, eviction or self._eviction,
-                                  slots or self._experts.slots, held)
+        core = self._core
+        return passes.fresh_state(core, routing or core.routing, eviction or core.eviction, slots or core.experts.slots,
+                                  held)
 
     def reset_residents(self) -> None:
         """Empty the residency in force (a score's own, at each window)."""
-        for state in self._experts.states:
+        for state in self._core.experts.states:
             state.reset()

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from moe_lab.cache import ExpertCache, slots_for
+from moe_lab.engine.core import Core
 from moe_lab.engine.engine import Engine
 from moe_lab.engine.setup import Setup
 from moe_lab.engine.warm import Ahead, for_loading
@@ -18,6 +19,7 @@ from moe_lab.kernels.formats import FORMATS, Format
 from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
 from moe_lab.models import DTYPES, open_model, resolve_model, study
+from moe_lab.models.quantised import dense_bytes_touched
 from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import WeightFormat
@@ -99,7 +101,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     ]
     experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
                           Readers(store, disk))
-    engine = Engine(opened, experts, format, chosen_routing, chosen_eviction, disk, seed, part, ahead)
+    core = Core(spec, experts, format, part, dense_bytes_touched(opened.hf), opened.rules, opened.activation, disk, seed)
+    engine = Engine(opened, core, ahead)
     if slots == spec.experts:
         with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:
             for loaded in experts.preload():

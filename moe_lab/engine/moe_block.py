@@ -19,6 +19,7 @@ from moe_lab.cache import ExpertCache
 from moe_lab.cache.held import Traffic
 from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
+from moe_lab.errors import UnsupportedModelError
 from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.job import Job
@@ -52,6 +53,8 @@ class MoEBlocks:
         self.cache, self.format, self.rules, self.telemetry = cache, format, rules, telemetry
         self.D, self.F, self.activation = hidden, expert_hidden, activation
         self.settle = True
+        self.real: np.ndarray | None = None
+        """(T,) bool of the present pass: which of its rows are text, where the others are padding; None: all."""
         self.touched = 0
         """Experts whose weights the present pass has read."""
         self._ones: list[OneToken] = []
@@ -61,14 +64,28 @@ class MoEBlocks:
         self._y = np.zeros(hidden, dtype=np.float32)
 
     def route(self, layer: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose the experts of (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32."""
+        """Choose the experts of (T, E) ``logits``: ids (T, K) int64 and gate weights (T, K) float32.
+
+        Padding is routed by the logits alone: it steers nothing and is not counted.
+        """
         began = perf_counter()
         assert self.rules is not None            # else the model's own router chose, see compute
         rule, z = self.rules[layer], logits.detach().float().contiguous()
-        walked = self._walk(layer, z.numpy(), rule.weights(z).numpy())
-        gates = rule.finish(walked.gates, walked.ids)
+        weights = rule.weights(z)
+        walked = self._walk(layer, self._text(z.numpy()), self._text(weights.numpy()))
+        if self.real is None:
+            chosen, raw = walked.ids, walked.gates
+        else:
+            top, places = (part.numpy() for part in weights.topk(walked.ids.shape[1], -1))
+            chosen, raw = places.astype(np.int32), top
+            chosen[self.real], raw[self.real] = walked.ids, walked.gates
+        gates = rule.finish(raw, chosen)
         self.telemetry.routed(layer, perf_counter() - began)
-        return _tensors(walked.ids, gates)
+        return _tensors(chosen, gates)
+
+    def _text(self, rows: np.ndarray) -> np.ndarray:
+        """Those of (T, ...) that are no padding."""
+        return rows if self.real is None else rows[self.real]
 
     def _walk(self, layer: int, logits: np.ndarray, weights: np.ndarray) -> Walked:
         """Route (T, E) ``logits`` and settle the layer's residency, into the telemetry's record."""
@@ -76,21 +93,24 @@ class MoEBlocks:
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
-        if self.rules is None:
-            ids, weights = self._observe(layer, ids, weights)
-        if x.shape[0] == 1 and self.settle:
-            self._x[:] = x[0].float().numpy()
-            walked, slots = self.telemetry.room(layer), np.empty(weights.shape[1], np.int32)
-            missing = find_places(self.cache.layers[layer].slot_of, walked.ids[0], slots)
-            gates, arena = weights[0].float().numpy(), self.cache.layers[layer].arena
-            y = self._token(layer, walked, slots, missing, lambda: self.format.ffn_token(
-                self._x, arena, slots, gates, self._y, self.F, self.activation))
-            return torch.from_numpy(y).to(x.dtype, copy=True)[None]
+        plain = self.rules is not None or self._observe(layer, ids.numpy(), weights.float().numpy())
+        if plain and x.shape[0] == 1 and self.settle and self.real is None:
+            return self._one_row(layer, x, ids, weights)
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
+
+    def _one_row(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One token that comes through the model's modules."""
+        here, chosen = self.cache.layers[layer], ids[0].numpy().astype(np.int32)
+        slots, gates = np.empty(chosen.size, np.int32), weights[0].float().numpy()
+        self._x[:] = x[0].float().numpy()
+        missing = find_places(here.slot_of, chosen, slots)
+        y = self._token(layer, self.telemetry.room(layer), slots, missing, lambda: self.format.ffn_token(
+            self._x, here.arena, slots, gates, self._y, self.F, self.activation), ids=chosen)
+        return torch.from_numpy(y).to(x.dtype, copy=True)[None]
 
     def over(self, x: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> list[OneToken]:
         """What takes a token through each layer that comes without torch: ``x`` (D,), ``logits`` and raw ``weights``
@@ -122,20 +142,30 @@ class MoEBlocks:
             one.gates[:] = one.finish(walked.gates, walked.ids)[0]
         return self._token(layer, walked, one.route.slots, missing, one.experts, perf_counter() - began)
 
-    def _observe(self, layer: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where routing policies are off: let the residency follow the choice of the model's own router."""
-        began = perf_counter()
-        walked = self._walk(layer, *forced(ids.numpy(), weights.float().numpy(), self.cache.states[layer].E))
+    def _observe(self, layer: int, ids: np.ndarray, weights: np.ndarray) -> bool:
+        """Where routing policies are off: let the residency follow the choice (T, K) of the model's own router.
+
+        Returns whether each token has K experts, none of them twice. Raises ``UnsupportedModelError`` for an expert
+        that there is not.
+        """
+        began, state = perf_counter(), self.cache.states[layer]
+        if ids.size and not (ids.min() >= 0 and ids.max() < state.E):
+            raise UnsupportedModelError(f"the router of MoE layer {layer} chose expert {ids.min()} or {ids.max()}, and "
+                                        f"the layer has {state.E}: this model cannot be streamed")
+        once, plain = _once(ids), ids.shape[1] == state.K
+        self._walk(layer, *forced(self._text(once), self._text(weights), state.E))
         self.telemetry.routed(layer, perf_counter() - began)
-        return _tensors(walked.ids, walked.gates)
+        return plain and once is ids
 
     def _token(self, layer: int, walked: Walked, slots: np.ndarray, missing: int, experts: Callable[[], None],
-               route_s: float | None = None) -> np.ndarray:
-        """One token (D,): what it misses is loaded, then all its ``experts`` in one kernel call, from their slots."""
+               route_s: float | None = None, ids: np.ndarray | None = None) -> np.ndarray:
+        """One token (D,): what it misses is loaded, then all its ``experts`` in one kernel call, from their slots.
+        ``ids`` (K,) where their order is not that of the walk."""
         began, traffic = perf_counter(), Traffic()
         self.touched += slots.size
         if missing:
-            self.cache.fetch(layer, walked.ids[0], walked.evicted[0], slots, traffic)
+            chosen = walked.ids[0] if ids is None else ids
+            self.cache.fetch(layer, chosen, walked.evicted[0], slots, traffic)
         experts()
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s, route_s)
@@ -150,6 +180,23 @@ class MoEBlocks:
         out, touched = sum_of_experts(x, ids, weights, visit, self.format, self.F, self.activation)
         self.touched += touched
         return out
+
+
+def _once(ids: np.ndarray) -> np.ndarray:
+    """``ids`` (T, K) with -1 wherever an expert stands again in its row; ``ids`` itself where none does.
+
+    >>> _once(np.array([[3, 1, 3]])).tolist()
+    [[3, 1, -1]]
+    """
+    order = np.argsort(ids, axis=1, kind="stable")
+    ranked = np.take_along_axis(ids, order, 1)
+    again = np.zeros(ids.shape, np.bool_)
+    again[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    if not again.any():
+        return ids
+    once = ids.copy()
+    np.put_along_axis(once, order, np.where(again, -1, ranked), 1)
+    return once
 
 
 def _tensors(ids: np.ndarray, gates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,103 +5,122 @@ Knows the order of things around a forward call. What an MoE layer does in it st
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
 
 from moe_lab.cache import Held
+from moe_lab.engine.core import Core
+from moe_lab.engine.recorder import NOTHING
 from moe_lab.engine.telemetry import DECODE, PREFILL, Telemetry
-from moe_lab.errors import SettingError
+from moe_lab.errors import BusyError, SettingError
 from moe_lab.eviction import EvictionPolicy
+from moe_lab.interrupts import uninterrupted
 from moe_lab.kernels.residency import LayerState
 from moe_lab.policy import check_layers
 from moe_lab.routing import RoutingPolicy
 
-if TYPE_CHECKING:
-    from moe_lab.engine.engine import Engine
 
+class Watch:
+    """Makes every forward call of a streamed model, whoever makes it, a pass, and every ``generate`` a run."""
 
-def watch(engine: Engine) -> None:
-    """Make every forward call of ``engine.hf``, whoever makes it, a pass of this engine."""
-    forward, generate = engine.hf.forward, engine.hf.generate
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
-    @functools.wraps(forward)
-    def one_forward(*args: Any, **kwargs: Any) -> Any:
-        with one_pass(engine, *_shape(args, kwargs)):
-            return forward(*args, **kwargs)
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """What stands around ``hf.forward(*args, **kwargs)``."""
+        return one_pass(self._core, *_shape(args, kwargs))
 
-    @functools.wraps(generate)
-    def one_generation(*args: Any, **kwargs: Any) -> Any:
-        with engine._owner.held():
-            engine._begin_run()
-            return generate(*args, **kwargs)
-
-    engine.hf.forward, engine.hf.generate = one_forward, one_generation
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """What stands around ``hf.generate``."""
+        self._core.check_open()
+        with self._core.owner.held(run=True):
+            self._core.begin_run()
+            yield
 
 
 @contextmanager
-def one_pass(engine: Engine, rows: int, length: int, cached: bool) -> Iterator[None]:
-    """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered);
-    what is cut off leaves cache and map in agreement."""
-    if rows > 1 and engine.routing.lossy:
+def one_pass(core: Core, rows: int, length: int, cached: bool, real: np.ndarray | None = None) -> Iterator[None]:
+    """Own the engine for one pass over ``rows`` x ``length`` tokens (``cached``: earlier ones are remembered), of
+    which ``real`` (rows * length,) bool are text and the others padding; what is cut off leaves cache and map in
+    agreement."""
+    routing = core.experts.states[0].routing
+    if rows > 1 and routing.lossy:
         raise SettingError(
-            f"a batch of {rows} rows under {engine.routing!r}: the rows would steer each other's experts, so a "
+            f"a batch of {rows} rows under {routing!r}: the rows would steer each other's experts, so a "
             "lossy routing takes one row at a time; set engine.routing = 'original' for batches"
         )
-    owner, blocks = engine._owner, engine._blocks
-    owner.take()
+    core.check_open()
+    owner, blocks = core.owner, core.blocks
+    claim = owner.take()
+    if owner.in_pass:
+        raise BusyError("a hook inside the model's own pass cannot run the model again; let the pass end")
+    telemetry, live = blocks.telemetry, blocks.settle
+    tokens = rows * length if real is None else int(np.count_nonzero(real))
     done = False
-    telemetry = blocks.telemetry
     try:
-        if blocks.settle:
+        if live:
             owner.between_tokens()
+            core.settle()
+            core.notice_disk()
         owner.in_pass = True
-        telemetry.begin(rows * length, DECODE if cached and length == 1 else PREFILL)
-        blocks.touched = 0
+        telemetry.begin(tokens, DECODE if cached and length == 1 else PREFILL)
+        blocks.touched, blocks.real = 0, real
+        core.cut_off |= live
         yield
-        counts = telemetry.end()
-        touched = engine._touched_dense + blocks.touched * engine.spec.expert_bytes[engine.format.name]
-        engine.last_pass = counts, touched
+        counts = telemetry.end() if tokens else NOTHING
+        core.last_pass = counts, core.dense_bytes + blocks.touched * core.spec.expert_bytes[core.format.name]
+        core.cut_off &= not live
         done = True
     finally:
-        owner.in_pass = False
-        if not done and blocks.settle:
-            change_residents(engine, engine._experts.reconcile)
-        owner.drop()
-
-
-def change_residents(engine: Engine, change: Callable[[], object]) -> None:
-    """Make a change of the live cache and show it."""
-    engine._blocks.let_go()
-    change()
-    engine.telemetry.settled()
+        owner.in_pass, blocks.real = False, None
+        if not done and live:
+            core.settle()
+        owner.drop(claim)
 
 
 @contextmanager
-def fresh_state(engine: Engine, routing: RoutingPolicy, eviction: EvictionPolicy, slots: int,
+def fresh_state(core: Core, routing: RoutingPolicy, eviction: EvictionPolicy, slots: int,
                 held: Held | None) -> Iterator[Telemetry]:
     """Residency, policy state and telemetry of its own, see ``Engine.fresh_state``."""
-    spec, experts, blocks = engine.spec, engine._experts, engine._blocks
+    spec, experts, blocks = core.spec, core.experts, core.blocks
+    core.check_open()
     for policy in (routing, eviction):
         check_layers(policy, spec.L)
-    states = [LayerState.new(spec.experts, spec.top_k, slots, routing, eviction, layer, engine.seed)
+    states = [LayerState.new(spec.experts, spec.top_k, slots, routing, eviction, layer, core.seed)
               for layer in range(spec.L)]
     own = Telemetry(states, capacity=64)
-    with engine._owner.held():
+    with core.owner.held():
         before = experts.states, experts.held, blocks.telemetry, blocks.settle
-        experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False
         try:
+            with uninterrupted():
+                experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False
             yield own
         finally:
-            experts.states, experts.held, blocks.telemetry, blocks.settle = before
+            with uninterrupted():
+                experts.states, experts.held, blocks.telemetry, blocks.settle = before
 
 
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, bool]:
-    """(rows, length, whether a cache of earlier tokens comes along) of a forward call."""
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, bool, np.ndarray | None]:
+    """(rows, length, whether a cache of earlier tokens comes along, which tokens are text) of a forward call."""
     x = kwargs.get("input_ids", args[0] if args else None)
     x = kwargs.get("inputs_embeds") if x is None else x
     if x is None:
         raise SettingError("the model needs input_ids or inputs_embeds")
     past = kwargs.get("past_key_values")
-    return x.shape[0], x.shape[1], past is not None and past.get_seq_length() > 0
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    rows, length = x.shape[:2]
+    return rows, length, past is not None and past.get_seq_length() > 0, _text(mask, rows, length)
+
+
+def _text(mask: Any, rows: int, length: int) -> np.ndarray | None:
+    """(rows * length,) bool of the new tokens that an attention mask (rows, earlier and new tokens) keeps; None where
+    it keeps all, or is of another form."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] < length:
+        return None
+    kept: np.ndarray = (mask[:, mask.shape[1] - length :] != 0).reshape(-1).numpy()
+    return None if kept.all() else kept

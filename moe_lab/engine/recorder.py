@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Callable
 
 import numpy as np
 
 from moe_lab.engine.records import Phase, Times
+from moe_lab.engine.seqlock import Seqlock
+from moe_lab.forks import renew_in_child
 from moe_lab.kernels.ledger import rows_of
 from moe_lab.kernels.record import Counts, Log
 
@@ -34,15 +35,22 @@ def phase_of(counts: Counts) -> Phase:
 
 
 class Recorder:
-    """Every token of a run, and sums for each phase. ``whole`` reads while the ledger changes nothing."""
+    """Every token of a run, and sums for each phase. ``lock`` is the writer's."""
 
-    def __init__(self, L: int, K: int, whole: Callable[[Callable[[], Counts]], Counts]) -> None:
+    def __init__(self, L: int, K: int, lock: Seqlock) -> None:
         self.tokens = 0
         """Tokens of the passes that were finished; rows of ``log`` that hold something."""
         self.log = Log.empty(ROWS, L, K)
-        self._rows, self._whole = rows_of(self.log), whole
+        self.written: list[int] = []
+        """Ids of the tokens that were generated."""
+        self._rows, self._lock = rows_of(self.log), lock
         self._hash = [hashlib.blake2b(digest_size=16) for _ in range(L)]
         self._hashed = 0
+        self._hashing = threading.Lock()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a child: whoever was hashing is not there."""
         self._hashing = threading.Lock()
 
     def rows(self, tokens: int) -> np.ndarray:
@@ -56,7 +64,7 @@ class Recorder:
     @property
     def phases(self) -> tuple[Phase, Phase]:
         """Figures of prefill and decode."""
-        prefill, decode = (self._whole(functools.partial(self.log.sums, phase)) for phase in (0, 1))
+        prefill, decode = (self._lock.read(functools.partial(self.log.sums, phase)) for phase in (0, 1))
         return phase_of(prefill), phase_of(decode)
 
     def digest(self) -> str:

@@ -5,7 +5,7 @@ Knows what is told of a setting and where its figures stand. Changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_lab.engine.recorder import Recorder
 from moe_lab.engine.records import Stats
@@ -15,12 +15,6 @@ from moe_lab.units import format_bytes
 
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
-
-
-def setting(engine: Engine) -> str:
-    """Routing, eviction, slots, formats and disk in one line."""
-    return (f"{engine.routing!r}, {engine.eviction!r}, {engine.cache.slots} of {engine.spec.experts} slots a layer, "
-            f"{engine.precision}, {_disk(engine)}")
 
 
 def words(engine: Engine) -> str:
@@ -39,23 +33,17 @@ def words(engine: Engine) -> str:
     )
 
 
-def facts(engine: Engine) -> dict[str, Any]:
-    """What a snapshot says of the setting."""
-    return {"slots": engine.cache.slots, "state": setting(engine), "exact": engine.exact,
-            "simulated": engine.disk is not None}
-
-
 def stats_of(engine: Engine, recorder: Recorder) -> Stats:
     """Figures of the run that ``recorder`` kept."""
     prefill, decode = recorder.phases
-    return Stats(prefill, decode, engine.exact, engine.disk is not None, setting(engine), recorder.digest())
+    return Stats(prefill, decode, engine.exact, engine.disk is not None, engine.setting, recorder.digest())
 
 
 def trace_of(engine: Engine, recorder: Recorder) -> Trace:
     """Routes of the run that ``recorder`` kept."""
     ids, gates, phase = recorder.arrays()
     return Trace(ids=ids, weights=gates, phase=phase, experts=engine.spec.experts, tokens=None,
-                 meta={"model": engine.spec.name, "setting": setting(engine)})
+                 meta={"model": engine.spec.name, "setting": engine.setting})
 
 
 def _kernels(engine: Engine) -> str:

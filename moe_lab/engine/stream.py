@@ -27,7 +27,7 @@ def decode(engine: Engine, prompt: list[int], max_new_tokens: int, sampler: Samp
     ids, passed = list(prompt), prompt
     for index in range(max_new_tokens):
         logits = model(passed)
-        counts, touched = engine.last_pass
+        counts, touched = engine._core.last_pass
         token = sampler(logits, ids)
         ids.append(token)
         ended = stop_at_end and token in end_ids

@@ -1,21 +1,21 @@
 """What happened, token by token and layer by layer, in arrays that are always on.
 
 One writer (the thread that generates), any number of readers. A reader takes a ``Snapshot`` and never
-holds the writer up: the writer counts a version up before and after each change, a reader that sees it
-move copies again.
+holds the writer up (``seqlock``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
+from moe_lab.engine.applied import Applied
 from moe_lab.engine.ranking import Ranking, ranking_of
 from moe_lab.engine.recorder import Recorder
+from moe_lab.engine.seqlock import Seqlock
 from moe_lab.kernels.ledger import book_of, enter, page_of
 from moe_lab.kernels.record import Counts, Ring, Spent, Totals
 from moe_lab.kernels.residency import LayerState
@@ -26,8 +26,6 @@ CAPACITY = 4096
 LOGITS_KEPT = 64
 """Tokens whose router logits are kept, for explanations."""
 PREFILL, DECODE = 0, 1
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,21 @@ class Snapshot:
     times: dict[str, float]
     """Mean seconds a token: read_s, route_s, experts_s, rest_s."""
     state: str
+    """The setting in words: routing, eviction, slots, formats, disk."""
     exact: bool
     simulated: bool
+    applied: tuple[Applied, ...]
+    """What was changed on the engine, the newest changes, oldest first."""
+
+
+class Facts(NamedTuple):
+    """What is in force on an engine, in one piece, so that readers never see half a change. See ``Snapshot``."""
+
+    slots: int = 0
+    state: str = ""
+    exact: bool = True
+    simulated: bool = False
+    applied: tuple[Applied, ...] = ()
 
 
 class _Pass:
@@ -68,6 +79,8 @@ class _Pass:
         self.T = T
         self.routes = Walked(*(array.reshape(L, T, *array.shape[1:]) for array in Walked.empty(L * T, K)))
         self.layers = [Walked(*(array[layer] for array in self.routes)) for layer in range(L)]
+        self.routes.ids.fill(-1)            # a layer that the pass leaves out has used no expert
+        self.routes.mass.fill(1)
         self.spent = Spent.empty(L)
         self.page = page_of(self.routes, self.spent)
 
@@ -75,16 +88,16 @@ class _Pass:
 class Telemetry:
     """Ring, cumulative counts, and the recorder of the present run, for the layers that ``states`` are walked in."""
 
-    def __init__(self, states: list[LayerState], capacity: int = CAPACITY,
-                 describe: Callable[[], dict[str, Any]] | None = None) -> None:
+    def __init__(self, states: list[LayerState], capacity: int = CAPACITY) -> None:
         self._states = states
+        self.facts = Facts()
+        """What is in force; whoever changes something puts another one in its place."""
+        self._lock = Seqlock()
         self.L, self.E, self.K = L, E, K = len(states), states[0].E, states[0].K
-        self._describe = describe or (lambda: {"slots": 0, "state": "", "exact": True, "simulated": False})
         self.ring = Ring.empty(capacity, min(LOGITS_KEPT, capacity), L, E, K)
         self.totals = Totals.empty(L, E)
         self._book = book_of(self.ring, self.totals, [state.block for state in states])
         self.token = 0
-        self._version = 0
         self.begin_run()
         self._one = self._pass = _Pass(L, 1, K)
         self.settled()
@@ -93,7 +106,7 @@ class Telemetry:
 
     def begin_run(self) -> None:
         """A run begins: its record is empty."""
-        self.recorder = Recorder(self.L, self.K, self._whole)
+        self.recorder = Recorder(self.L, self.K, self._lock)
 
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
@@ -120,25 +133,24 @@ class Telemetry:
     def end(self) -> Counts:
         """The pass is through; returns its counts."""
         now, recorder, total_s = self._pass, self.recorder, time.perf_counter() - self._began
-        rows, version = recorder.rows(now.T), self._version
+        rows = recorder.rows(now.T)
         try:
-            self._version = version + 1
+            self._lock.begin()
             counts = enter(self._book, now.page, rows, self.token, recorder.tokens, self._phase, total_s)
             self.token += now.T
             recorder.tokens += now.T
-        finally:                # an interrupt must not leave it odd: readers would wait for ever
-            self._version = version + 2
+        finally:
+            self._lock.end()
         return Counts._make(counts)
 
     def settled(self) -> None:
         """Residency changed outside a pass (a resize, a reset, a pass cut off)."""
-        version = self._version
         try:
-            self._version = version + 1
+            self._lock.begin()
             for layer, state in enumerate(self._states):
                 self.totals.resident[layer] = state.resident
         finally:
-            self._version = version + 2
+            self._lock.end()
 
     # --- the readers' side --------------------------------------------------------------------------
 
@@ -152,24 +164,16 @@ class Telemetry:
 
         Any thread may ask at any time; it gets the state after the last whole token.
         """
-        return Snapshot(**self._whole(lambda: self._copy(recent)), **self._describe())
+        arrays = self._lock.read(lambda: self._copy(recent))
+        return Snapshot(**arrays, **self.facts._asdict())       # read last: a change is in force before a token feels it
 
     def ranking(self, layer: int) -> Ranking | None:
         """The last token's ranking at a layer, None before the first token. Any thread may ask at any time."""
         def read() -> tuple[int, np.ndarray, np.ndarray]:
             return self.token, self.ring.logits[self._last(), layer].copy(), self.totals.scores[layer].copy()
 
-        token, logits, scores = self._whole(read)
+        token, logits, scores = self._lock.read(read)
         return ranking_of(logits, scores) if token else None
-
-    def _whole(self, read: Callable[[], T]) -> T:
-        """What ``read`` finds while the writer changes nothing."""
-        while True:
-            version = self._version
-            found = read()
-            if version == self._version and version & 1 == 0:
-                return found
-            time.sleep(0.0001)
 
     def _last(self) -> int:
         """Where the logits of the last token stand."""

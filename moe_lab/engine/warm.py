@@ -67,6 +67,11 @@ class Ahead:
                 self._thread = threading.Thread(target=self._run, name="moe-lab-compiler")
                 self._thread.start()
 
+    def stop(self) -> None:
+        """Do no further step."""
+        with self._lock:
+            self._steps.clear()
+
     def join(self) -> None:
         """Wait until all is done."""
         while (thread := self._thread) is not None:

@@ -230,14 +230,13 @@ class LayerState:
         other._memory[:] = self._memory
         return other
 
-    def restore(self, other: LayerState) -> None:
-        """Become as ``other``: policies, slots, residents, all state. The numbers of experts must agree."""
-        if (other.E, other.K) != (self.E, self.K):
-            raise SettingError(f"a layer of {other.E} experts, top-{other.K}, cannot be restored into one of {self.E}, "
-                               f"top-{self.K}")
-        self.C, self.layer, self.seed = other.C, other.layer, other.seed
-        self._build(other.routing, other.eviction)
-        self._memory[:] = other._memory
+    def become(self, other: LayerState) -> None:
+        """Take over all that ``other`` is: policies, slots, residents, all state, and its memory. Nothing in it can
+        fail. ``block`` stays the array that kernels have been given; ``other`` is not to be used any more."""
+        block = self.block
+        block[:] = other.block
+        self.__dict__.update(other.__dict__)
+        self.block = block
 
     def __repr__(self) -> str:
         held = int(np.count_nonzero(self.resident))

@@ -3,10 +3,11 @@
 from moe_lab.models.find import find_routers
 from moe_lab.models.hub import resolve_model
 from moe_lab.models.open import DTYPES, StreamedModel, Study, describe, info, open_model, study
+from moe_lab.models.quantised import empty_weights
 from moe_lab.models.rules import RULES, RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler
 
 __all__ = [
-    "DTYPES", "RULES", "BlockHandler", "RouterRule", "StreamedModel", "Study", "describe", "find_routers", "find_rules",
-    "info", "open_model", "resolve_model", "study",
+    "DTYPES", "RULES", "BlockHandler", "RouterRule", "StreamedModel", "Study", "describe", "empty_weights",
+    "find_routers", "find_rules", "info", "open_model", "resolve_model", "study",
 ]

@@ -22,7 +22,7 @@ from moe_lab.models.hub import first_line
 from moe_lab.models.plan import dense_bytes, expert_plan
 from moe_lab.models.quantised import quantise_dense
 from moe_lab.models.rules import RouterRule, find_rules
-from moe_lab.models.streaming import BlockHandler, Socket, hook_routers, streaming_class
+from moe_lab.models.streaming import BlockHandler, PassHandler, Socket, hook_routers, streaming_class
 from moe_lab.spec import ModelSpec, WeightFormat
 from moe_lab.store import ExpertPlan, TensorEntry, read_checkpoint
 
@@ -55,10 +55,13 @@ class StreamedModel:
         """Name of the experts' activation, as the kernels call it."""
         return self.blocks[0].activation
 
-    def connect(self, handler: BlockHandler) -> None:
-        """From now on ``handler`` computes the experts and, where ``rules`` are known, routes."""
+    def connect(self, handler: BlockHandler, watch: PassHandler | None = None) -> None:
+        """From now on ``handler`` computes the experts and, where ``rules`` are known, routes; ``watch`` stands around
+        every pass."""
         socket: Socket = self.hf.moe_lab_socket
         socket.handler = handler
+        if watch is not None:
+            socket.watch = watch
 
     def new_past(self) -> Any:
         """An empty cache of keys and values for a new text."""

@@ -28,7 +28,7 @@ class QuantisedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, format: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.format = linear.in_features, linear.out_features, format
-        self.matrix: Matrix = quantised_matrix(bits_of(linear.weight), format)
+        self.matrix: Any = quantised_matrix(bits_of(linear.weight), format)
         self.register_buffer("blocks", torch.from_numpy(self.matrix.blocks), persistent=False)
         self.bias = linear.bias
 
@@ -63,6 +63,15 @@ def dense_bytes_touched(hf: Any) -> int:
     tied = isinstance(head, nn.Linear) and head.weight.data_ptr() == embedding.data_ptr()
     size = embedding.numel() * embedding.element_size()
     return int(total if tied else total - size + size // embedding.shape[0])
+
+
+def empty_weights(hf: Any) -> None:
+    """Give the memory of all weights back at once, whoever still holds the model."""
+    for module in hf.modules():
+        if isinstance(module, QuantisedLinear):
+            module.matrix = None
+    for tensor in (*hf.parameters(), *hf.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 
 def matrix_of(module: nn.Module) -> np.ndarray | Matrix:

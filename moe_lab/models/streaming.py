@@ -7,8 +7,10 @@ calls whoever has them (the handler). Knows no cache, no slot, no policy. What c
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -43,13 +45,37 @@ class Unconnected:
         raise SettingError("this model has no experts yet: models are opened by ml.load(...), use engine.hf")
 
 
-class Socket:
-    """The one place where all blocks of a model look for their handler."""
+class PassHandler(Protocol):
+    """Whoever wants to know of passes and runs: what stands around each."""
 
-    __slots__ = ("handler",)
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Around ``model(*args, **kwargs)``."""
+
+    def generation(self) -> AbstractContextManager[None]:
+        """Around ``model.generate(...)``."""
+
+
+class Unwatched:
+    """Around the passes of a model that nobody watches stands nothing."""
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def generation(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+
+class Socket:
+    """The one place where a model and its blocks look for their handlers. It is the model's, so a handler must not
+    hold the model: they would keep each other in memory."""
+
+    __slots__ = ("handler", "watch")
 
     def __init__(self) -> None:
         self.handler: BlockHandler = Unconnected()
+        self.watch: PassHandler = Unwatched()
 
 
 class StreamedExperts(nn.Module):
@@ -81,7 +107,12 @@ def router_hook(socket: Socket, layer: int) -> Callable[..., Any]:
 
 def streaming_class(base: type[Any], blocks: list[Block]) -> type[Any]:
     """``base`` with streamed experts. Keeps name and module: transformers finds its conversion tables by them."""
+    return _streaming_class(base, tuple(blocks))
 
+
+@functools.cache
+def _streaming_class(base: type[Any], blocks: tuple[Block, ...]) -> type[Any]:
+    """One class for all models of a shape: a class is never freed by counting references."""
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         socket = Socket()
@@ -90,9 +121,20 @@ def streaming_class(base: type[Any], blocks: list[Block]) -> type[Any]:
             setattr(self.get_submodule(parent), attribute, StreamedExperts(socket, layer))
         self.moe_lab_socket = socket
 
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.moe_lab_socket.watch.forward(args, kwargs):
+            return base.forward(self, *args, **kwargs)
+
+    @functools.wraps(base.generate)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.moe_lab_socket.watch.generation():
+            return base.generate(self, *args, **kwargs)
+
     ignored = {rf"(^|\.){re.escape(block.experts.rpartition('.')[2])}\." for block in blocks}
     return type(base.__name__, (base,), {
-        "__init__": __init__, "__module__": base.__module__, "__doc__": base.__doc__, **_GUARDS,
+        "__init__": __init__, "forward": forward, "generate": generate, "__module__": base.__module__,
+        "__doc__": base.__doc__, **_GUARDS,
         "_keys_to_ignore_on_load_unexpected": [*(base._keys_to_ignore_on_load_unexpected or []), *sorted(ignored)],
     })
 

@@ -23,7 +23,7 @@ def engine(checkpoint):
 
 def true_residents(engine) -> bool:
     """Whether every resident expert's slot holds the bytes that are on disk, and nobody else has a slot."""
-    cache = engine._experts
+    cache = engine._core.experts
     expected = np.empty(cache.slot_bytes, np.uint8)
     for layer, (here, state) in enumerate(zip(cache.layers, cache.states, strict=True)):
         if not np.array_equal(here.slot_of >= 0, state.resident):
@@ -59,7 +59,7 @@ def test_a_decoded_token_reads_exactly_its_misses(engine):
     size = engine.spec.expert_bytes["f32"]
     for step in list(engine.stream(PROMPT, max_new_tokens=20))[1:]:
         assert step.read_bytes == step.misses * size
-        assert step.touched_bytes == engine._touched_dense + 3 * 2 * size
+        assert step.touched_bytes == engine._core.dense_bytes + 3 * 2 * size
 
 
 def test_a_change_takes_effect_at_the_next_token(engine):
@@ -110,7 +110,7 @@ def test_a_stream_may_be_left_at_any_point(engine, leave):
 def test_a_pass_that_is_cut_off_leaves_the_cache_true(engine, monkeypatch, error):
     engine.generate(PROMPT, max_new_tokens=4)
     expected = engine.generate(PROMPT, max_new_tokens=10).ids
-    load, calls = engine._experts.readers.load, [0]
+    load, calls = engine._core.experts.readers.load, [0]
 
     def broken(*args, **kwargs):
         calls[0] += 1
@@ -119,7 +119,7 @@ def test_a_pass_that_is_cut_off_leaves_the_cache_true(engine, monkeypatch, error
         return load(*args, **kwargs)
 
     engine.cache.reset()
-    monkeypatch.setattr(engine._experts.readers, "load", broken)
+    monkeypatch.setattr(engine._core.experts.readers, "load", broken)
     with pytest.raises(error):
         engine.generate(PROMPT[::-1], max_new_tokens=10)
     monkeypatch.undo()
@@ -130,7 +130,7 @@ def test_a_pass_that_is_cut_off_leaves_the_cache_true(engine, monkeypatch, error
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_a_read_error_surfaces_and_no_slot_lies(engine, monkeypatch, tokens):
     engine.cache.reset()
-    read, calls = engine._experts.readers.store.read, [0]
+    read, calls = engine._core.experts.readers.store.read, [0]
 
     def failing(layer, expert, slot):
         calls[0] += 1
@@ -139,7 +139,7 @@ def test_a_read_error_surfaces_and_no_slot_lies(engine, monkeypatch, tokens):
             raise ReadError(f"expert {expert} of layer {layer}: the disk is gone", (expert,))
         return read(layer, expert, slot)
 
-    monkeypatch.setattr(engine._experts.readers.store, "read", failing)
+    monkeypatch.setattr(engine._core.experts.readers.store, "read", failing)
     with pytest.raises(ReadError, match="the disk is gone"):
         engine.generate((PROMPT * 4)[:tokens], max_new_tokens=30)
     monkeypatch.undo()

@@ -34,7 +34,7 @@ def test_a_list_is_as_layers_that_are_set_one_by_one(engine):
     assert "penalty=[0, 0.4, 1.5]" in repr(engine) and "half_life=[1, 16, 200]" in found.stats.setting
     engine.routing, engine.eviction = "original", "lru"
     engine.cache.reset()
-    for state, penalty, half_life in zip(engine._experts.states, penalties, half_lives, strict=True):
+    for state, penalty, half_life in zip(engine._core.experts.states, penalties, half_lives, strict=True):
         state.set_routing(CachePrior(penalty=penalty))
         state.set_eviction(AgedLFU(half_life=half_life))
     again = engine.generate(PROMPT, max_new_tokens=40, stop_at_end=False)
@@ -61,16 +61,16 @@ def test_a_schedule_counts_on_over_runs_and_an_emptied_cache(engine):
     engine.cache.reset()
     second = engine.generate(PROMPT, max_new_tokens=30, stop_at_end=False)
     assert first.stats.decode.swapped == 0 < second.stats.decode.swapped
-    assert {state.token for state in engine._experts.states} == {engine.telemetry.token} == {68}
+    assert {state.token for state in engine._core.experts.states} == {engine.telemetry.token} == {68}
 
 
 def test_new_numbers_for_a_class_keep_what_it_has_learned(engine):
     engine.routing = CachePrior(penalty=0.2)
     engine.generate(PROMPT, max_new_tokens=9)
-    learned = [state.route_state.copy() for state in engine._experts.states]
+    learned = [state.route_state.copy() for state in engine._core.experts.states]
     for policy in (CachePrior(penalty=[0.1, 0.2, 0.3]), CachePrior(penalty=RAMP), CachePrior(penalty=0.4)):
         engine.routing = policy
-        for state, before in zip(engine._experts.states, learned, strict=True):
+        for state, before in zip(engine._core.experts.states, learned, strict=True):
             assert np.array_equal(state.route_state, before) and before[OWN] > 0
 
 

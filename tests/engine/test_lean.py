@@ -133,7 +133,7 @@ def test_a_model_that_the_kernels_do_not_know_runs_by_modules_and_says_why(tmp_p
 def test_an_interrupt_in_the_middle_of_a_token_leaves_the_engine_usable(checkpoint, monkeypatch):
     engine = ml.load(str(checkpoint("olmoe")), cache=3)
     plain = engine.generate(IDS[:12], max_new_tokens=12).ids
-    token, calls = engine._blocks.token, []
+    token, calls = engine._core.blocks.token, []
 
     def interrupted(*args):
         calls.append(1)
@@ -141,7 +141,7 @@ def test_an_interrupt_in_the_middle_of_a_token_leaves_the_engine_usable(checkpoi
             raise KeyboardInterrupt
         return token(*args)
 
-    monkeypatch.setattr(engine._blocks, "token", interrupted)
+    monkeypatch.setattr(engine._core.blocks, "token", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(IDS[:12], max_new_tokens=12)
     monkeypatch.undo()

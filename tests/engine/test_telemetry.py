@@ -93,7 +93,7 @@ def test_the_ranking_is_that_of_the_last_token_before_and_after_the_policy(engin
     moved = False
     for _ in engine.stream(PROMPT, max_new_tokens=25, stop_at_end=False):
         now, t = engine.telemetry.snapshot(), engine.telemetry
-        for layer, state in enumerate(engine._experts.states):
+        for layer, state in enumerate(engine._core.experts.states):
             ranking = engine.ranking(layer)
             z, scores = now.logits[layer], np.zeros(8, np.float32)
             learned = state.route_state.copy()          # the range of this token is in it: take it out again
@@ -109,7 +109,7 @@ def test_the_ranking_is_that_of_the_last_token_before_and_after_the_policy(engin
 
 
 def test_a_ranking_knows_the_chosen_alone_where_the_model_routes_by_itself(engine):
-    for state in engine._experts.states:
+    for state in engine._core.experts.states:
         state.set_routing(ml.routing.Original())
     walk_forced(engine, ids=[[6, 2]], gates=[[0.7, 0.2]])
     ranking = engine.ranking(1)
@@ -120,7 +120,7 @@ def walk_forced(engine, ids, gates) -> None:
     """One token, of which only the choice is known."""
     t = engine.telemetry
     t.begin(1, 1)
-    for layer, state in enumerate(engine._experts.states):
+    for layer, state in enumerate(engine._core.experts.states):
         walk(state, *forced(np.array(ids), np.array(gates, np.float32), 8), t.room(layer))
         t.routed(layer, 0.0)
         t.computed(layer, 0, 0.0, 0.0)

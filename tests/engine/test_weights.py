@@ -41,14 +41,14 @@ def test_bytes_read_are_the_files_and_bytes_touched_the_slots(engine, name):
     first_miss = next(step for step in steps if step.misses)
     for step in steps:
         assert step.read_bytes == step.misses * in_file
-        assert step.touched_bytes == engine._touched_dense + 3 * 2 * size
+        assert step.touched_bytes == engine._core.dense_bytes + 3 * 2 * size
     assert engine.miss_bytes == in_file
     assert any("one read of 36.0 KiB" in line for line in engine.explain(first_miss))
 
 
 def test_slots_hold_what_the_file_quantises_to(engine, name):
     list(engine.stream(PROMPT, max_new_tokens=9))
-    cache, expected = engine._experts, np.empty(engine._experts.slot_bytes, np.uint8)
+    cache, expected = engine._core.experts, np.empty(engine._core.experts.slot_bytes, np.uint8)
     for layer, (here, state) in enumerate(zip(cache.layers, cache.states, strict=True)):
         for expert in np.nonzero(state.resident)[0]:
             cache.readers.store.read(layer, int(expert), expected)
@@ -98,7 +98,7 @@ def test_a_prompt_in_chunks_gives_the_bits_of_one_at_once_and_true_residents(che
         engine = ml.load(folder, weights=weights, cache=cache)
         with torch.no_grad():
             found.append(engine.hf(input_ids=x).logits)
-        for here, state in zip(engine._experts.layers, engine._experts.states, strict=True):
+        for here, state in zip(engine._core.experts.layers, engine._core.experts.states, strict=True):
             np.testing.assert_array_equal(here.slot_of >= 0, state.resident)
     if weights == "f32":                                    # a matrix product may sum in another order for other sizes
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -53,20 +53,18 @@ def test_a_copy_goes_its_own_way(rng: np.random.Generator) -> None:
     assert changing(other) != before
 
 
-def test_restore_brings_back_policies_slots_and_state(rng: np.random.Generator) -> None:
+def test_a_layer_becomes_another_with_policies_slots_and_state_and_keeps_its_block(rng: np.random.Generator) -> None:
     state = used(new_layer(16, 4, 8, CachePrior(), AgedLFU()), rng)
-    kept = state.copy()
+    block, kept = state.block, state.copy()
     state.resize(4)
     state.set_routing(Original())
     state.set_eviction(LRU())
     used(state, rng)
-    state.restore(kept)
-    assert changing(state) == changing(kept)
+    state.become(kept.copy())
+    assert state.block is block and changing(state) == changing(kept)
     assert (state.C, state.routing, state.eviction) == (8, CachePrior(), AgedLFU())
     logits = random_logits(rng, 10, 16)
     np.testing.assert_array_equal(walk(state, logits, logits).ids, walk(kept, logits, logits).ids)
-    with pytest.raises(SettingError, match="cannot be restored"):
-        state.restore(new_layer(8, 4, 8))
 
 
 def test_another_policy_leaves_residents_and_uses_as_they_are(rng: np.random.Generator) -> None:

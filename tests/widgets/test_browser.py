@@ -253,8 +253,8 @@ def test_sampling_acts_at_the_next_token(board):
 
 def test_the_end_of_every_drag_arrives(board, figure):
     running(board)
-    board.do("import time\nseen = []\n_resize = engine._experts.resize\n"
-             "def resize(n):\n    seen.append((n, time.time()))\n    _resize(n)\nengine._experts.resize = resize")
+    board.do("import time\nseen = []\n_resize = engine._core.experts.resize\n"
+             "def resize(n):\n    seen.append((n, time.time()))\n    _resize(n)\nengine._core.experts.resize = resize")
     delays = []
     for value in (20, 33, 12, 50, 9, 44, 28, 61, 16, 38, 24, 57, 10, 30):
         sent = board.page.evaluate("""v => { const e = document.querySelector('.moelab [data-knob=slots] input');
@@ -263,7 +263,7 @@ def test_the_end_of_every_drag_arrives(board, figure):
         delays.append(board.ask("seen[-1][1] * 1000") - sent)
         board.page.wait_for_timeout(60)
     token_ms = 1000 / max(1e-9, board.ask("lab.tokens_per_s"))
-    board.do("engine._experts.resize = _resize")
+    board.do("engine._core.experts.resize = _resize")
     figure(f"slider to engine: median {statistics.median(delays):.0f} ms, worst of {len(delays)} {max(delays):.0f} ms; "
            f"a token takes {token_ms:.0f} ms", "30 ms and a token, worst 100 ms and a token")
     for value in range(9, 64):                          # a drag: many values, the last must arrive

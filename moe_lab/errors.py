@@ -10,6 +10,7 @@ Every error a user can cause is one of these; each text stands alone, without a 
     ├── SettingError           any other argument that cannot be used
     ├── BusyError              another thread generates
     ├── ReadError              the disk failed while experts were read
+    ├── NotFiniteError         the model computed NaN or infinity where a number is needed
     ├── TraceError             a trace that is malformed, truncated or of another model
     └── ClusterError           the Dask cluster went away, or its workers cannot do the work
 """
@@ -51,6 +52,10 @@ class ReadError(MoELabError, OSError):
     def __init__(self, message: str, experts: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.experts = experts
+
+
+class NotFiniteError(MoELabError, ArithmeticError):
+    """The model computed NaN or infinity where a number is needed: its weights are damaged, or changed."""
 
 
 class TraceError(MoELabError, ValueError):

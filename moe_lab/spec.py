@@ -38,6 +38,8 @@ class ModelSpec:
     """Longest sequence, in tokens."""
     routing: str
     """The router's rule in words, or why routing policies are off."""
+    past_bytes: int = 0
+    """Bytes of the keys and values of one token, all layers, in the checkpoint's precision; 0 where not known."""
 
     @property
     def L(self) -> int:

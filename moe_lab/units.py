@@ -1,11 +1,12 @@
-"""Sizes, rates and times as people type them, and as they are shown.
+"""Numbers, sizes, rates and times as people give them, and as they are shown.
 
-Knows units only. Numbers inside the code are bytes, bytes a second and seconds.
+Knows units, and which things are numbers. Numbers inside the code are bytes, bytes a second and seconds.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Mapping
 
@@ -17,21 +18,51 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/%]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str | float, units: Mapping[str, float], what: str, example: str) -> float:
-    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
-        raise SettingError(f"{what} must be a number or a text like {example!r}, not {text!r}")
-    if isinstance(text, (int, float)):
-        value, factor = float(text), 1.0
-    else:
+def whole_number(value: object) -> int | None:
+    """``value`` as an int where it is a whole number of any kind, NumPy's included; None for all else.
+
+    A bool, a text and a float, even 3.0, are no whole numbers.
+
+    >>> import numpy as np
+    >>> whole_number(16), whole_number(np.uint8(16)), whole_number(True), whole_number(16.0), whole_number("16")
+    (16, 16, None, None, None)
+    """
+    return int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else None
+
+
+def real_number(value: object) -> float | None:
+    """``value`` as a finite float where it is a number of any kind, NumPy's included; None for all else.
+
+    A bool, a text, a NaN and an infinity are none, nor is a whole number beyond the largest float.
+
+    >>> import numpy as np
+    >>> real_number(np.float32(0.5)), real_number(2), real_number(True), real_number(np.nan), real_number("0.5")
+    (0.5, 2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _parse(text: object, units: Mapping[str, float], what: str, example: str) -> float:
+    if isinstance(text, str):
         match = _NUMBER.fullmatch(text)
         unit = match.group(2).lower() if match else None
         if match is None or (unit and unit not in units):
             raise SettingError(f"{what} {text!r} is not understood; type one like {example!r} "
                                f"(units: {', '.join(units)})")
-        value, factor = float(match.group(1)), units[unit] if unit else 1.0
-    if not math.isfinite(value) or value < 0:
+        number = real_number(float(match.group(1)) * (units[unit] if unit else 1.0))
+    elif isinstance(text, bool) or not isinstance(text, numbers.Real):
+        raise SettingError(f"{what} must be a number or a text like {example!r}, not {text!r}")
+    else:
+        number = real_number(text)
+    if number is None or number < 0:
         raise SettingError(f"{what} must be finite and not negative, not {text!r}; type one like {example!r}")
-    return value * factor
+    return number
 
 
 def parse_bytes(text: str | float) -> int:

@@ -161,10 +161,12 @@ class ExpertCache:
             state.become(changed)
 
     def close(self) -> None:
-        """Give back slots, threads and files at once."""
+        """Give back slots, threads and files at once; nobody is resident any more."""
         self.readers.close()
         for here in (*self.layers, self._scratch):
             here.discard()
+        for state in self.states:
+            state.resident[:] = False
         self.held = None
 
     def reconcile(self) -> None:

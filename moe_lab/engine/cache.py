@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.cache import slots_for
+from moe_lab.cache import check_memory, slots_for
 from moe_lab.engine.core import Core
 from moe_lab.units import format_bytes
 
@@ -41,6 +41,7 @@ class Cache:
         """
         core = self._core
         slots = slots_for(budget, core.spec, core.format.name)
+        check_memory(slots, core.spec, core.format.name, 0, core.experts.nbytes)
         core.change("cache", slots, lambda: core.experts.slots, lambda: core.resize(slots))
 
     def reset(self) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
-from moe_lab.cache import ExpertCache
+import torch
+
+from moe_lab.cache import ExpertCache, check_memory
 from moe_lab.engine.applied import ChangeLog, actor
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
@@ -20,6 +21,7 @@ from moe_lab.engine.sampling import Sampler, Sampling
 from moe_lab.engine.telemetry import Facts, Telemetry
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EvictionPolicy
+from moe_lab.forks import renew_in_child
 from moe_lab.kernels.formats import Format
 from moe_lab.models import RouterRule
 from moe_lab.routing import RoutingPolicy
@@ -52,6 +54,11 @@ class Core:
         self.closed = False
         self._bandwidth = disk.bandwidth if disk is not None else 0.0
         self.tell()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a child: torch's OpenMP threads are the parent's, and a product that asks for them would wait for ever."""
+        torch.set_num_threads(1)
 
     # --- what is in force -----------------------------------------------------------------------------
 
@@ -130,6 +137,7 @@ class Core:
         """Give every layer ``slots`` slots, or none of them another number. False: it had as many."""
         if slots == self.experts.slots:
             return False
+        check_memory(slots, self.spec, self.format.name, 0, self.experts.nbytes)
         self.change_residents(lambda: self.experts.resize(slots))
         return True
 

@@ -23,7 +23,7 @@ from moe_lab.engine import stream as decoding
 from moe_lab.engine.applied import Applied
 from moe_lab.engine.cache import Cache
 from moe_lab.engine.core import Core
-from moe_lab.engine.lean import LeanDecode
+from moe_lab.engine.lean import LeanDecode, check_past
 from moe_lab.engine.ranking import Ranking
 from moe_lab.engine.records import Reply, Score, Stats, Step
 from moe_lab.engine.sampling import Sampler, Sampling
@@ -38,6 +38,7 @@ from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.store import Disk
 from moe_lab.trace import Trace
+from moe_lab.units import whole_number
 
 
 class Engine:
@@ -57,8 +58,8 @@ class Engine:
         self._core = core
         self.new_past, self._places = model.new_past, model.blocks
         model.connect(core.blocks, passes.Watch(core))
-        self._ahead = ahead
-        ahead.add(for_tokens(self), awaited=lambda: core.owner.busy)
+        self._ahead, owner = ahead, core.owner
+        ahead.add(for_tokens(self), awaited=lambda: owner.busy)
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -175,6 +176,12 @@ class Engine:
         return self._core.owner.busy
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: token ids go from 0 to one less."""
+        self._core.check_open()
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Ids that end a text."""
         end = getattr(self.hf.generation_config, "eos_token_id", None)
@@ -192,20 +199,22 @@ class Engine:
         before the first of its strings. The loop may be left at any point; the engine stays usable.
         Beams and assistants are the business of ``engine.hf.generate``.
         """
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        tokens = whole_number(max_new_tokens)
+        if tokens is None or tokens < 1:
             raise SettingError(f"max_new_tokens={max_new_tokens!r} must be a number of tokens, 1 or more")
-        ids = to_ids(prompt, self.tokenizer, self.hf.config.get_text_config().vocab_size, "prompt")
+        ids = to_ids(prompt, self.tokenizer, self.vocabulary, "prompt")
         if len(ids) >= self.spec.context:
             raise SettingError(f"the prompt has {len(ids):,} tokens and this model reads at most "
                                f"{self.spec.context:,}, the new ones included; shorten it")
+        check_past(len(ids), 2 * len(ids) * self.spec.past_bytes)       # transformers' own, and the kernels'
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, self.seed if seed is None else seed)
-        return self._stream(ids, max_new_tokens, sampling, stop_strings(stop), stop_at_end)
+        return self._stream(ids, tokens, sampling, stop_strings(stop), stop_at_end)
 
     def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
                 stop_at_end: bool) -> Iterator[Step]:
         core, sampler = self._core, Sampler(sampling)
         core.check_open()
-        claim = core.owner.take(stream=True)
+        claim = core.owner.take_stream()
         try:
             core.begin_run(sampler)
             for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
@@ -251,7 +260,7 @@ class Engine:
         """
         if state not in ("fresh", "live"):
             raise SettingError(f"state={state!r} is neither 'fresh' nor 'live'")
-        ids = to_ids(text, self.tokenizer, self.hf.config.get_text_config().vocab_size, "text")
+        ids = to_ids(text, self.tokenizer, self.vocabulary, "text")
         if len(ids) < 2:
             raise SettingError("a score needs two tokens at least: the first is only read")
         window = window_of(window, self.spec.context)
@@ -279,9 +288,10 @@ class Engine:
         Safe from any thread while another generates. Where routing policies are off (``engine.routes``) the model's
         logits are not known: before is as after, and only the chosen have a place.
         """
-        if not (isinstance(layer, (int, np.integer)) and 0 <= layer < self.spec.L):
+        number = whole_number(layer)
+        if number is None or not 0 <= number < self.spec.L:
             raise SettingError(f"layer={layer!r} is no MoE layer of this model; type one from 0 to {self.spec.L - 1}")
-        return self.telemetry.ranking(int(layer))
+        return self.telemetry.ranking(number)
 
     def close(self) -> None:
         """Give everything back at once: slots, dense weights, threads, files. The engine cannot be used afterwards;
@@ -292,6 +302,11 @@ class Engine:
         self._core.close()
         self._ahead.stop()
         empty_weights(self.hf)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._core.closed
 
     def __enter__(self) -> Self:
         return self

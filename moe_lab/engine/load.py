@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from moe_lab.cache import ExpertCache, slots_for
+from moe_lab.cache import GROUP, ExpertCache, beside_slots, check_memory, slots_for
 from moe_lab.engine.core import Core
 from moe_lab.engine.engine import Engine
 from moe_lab.engine.setup import Setup
@@ -84,7 +84,9 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     crew.shared()                   # and what MOE_LAB_THREADS asks for and is no number of threads
     for policy in (chosen_routing, chosen_eviction):
         check_layers(policy, spec.L)
-    slots = slots_for(cache, spec, name)
+    beside = beside_slots(spec, part if part in DTYPES else spec.dtype, GROUP, name)
+    slots = slots_for(cache, spec, name, beside)
+    check_memory(slots, spec, name, beside)
     if studied.rules is None and chosen_routing.lossy:
         raise SettingError(f"routing={routing!r}: routing policies are off for {model!r}: {spec.routing}")
     if cache is None and slots < spec.experts:
@@ -101,7 +103,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     ]
     experts = ExpertCache(states, slots, format.slot_bytes(spec.hidden, spec.expert_hidden), spec.experts,
                           Readers(store, disk))
-    core = Core(spec, experts, format, part, dense_bytes_touched(opened.hf), opened.rules, opened.activation, disk, seed)
+    core = Core(spec, experts, format, part, dense_bytes_touched(opened.hf), opened.rules, opened.activation, disk,
+                seed)
     engine = Engine(opened, core, ahead)
     if slots == spec.experts:
         with tqdm(total=spec.L * slots, unit="experts", desc="load", delay=2, leave=False) as bar:

@@ -86,28 +86,39 @@ class Owner:
             return True
         return claim.stream and not self.in_pass and time.monotonic() - claim.asked > LEFT_S
 
-    def take(self, *, stream: bool = False, run: bool = False) -> Claim | None:
-        """Claim the engine for a ``stream`` or a block; None where this thread has it already.
+    def take(self, *, run: bool = False) -> Claim | None:
+        """Claim the engine for a block of code; None where this thread has it already.
 
-        ``run`` (every stream is one): a new run begins, and a stream of this thread that rests is over.
-        Raises ``BusyError`` where another thread has it, or where a pass is under way in this one.
+        ``run``: a new run begins, so a stream of this thread is over.
+        Raises ``BusyError`` where another thread has it, or for a run where a pass is under way in this one.
         """
         with self._lock:
-            while (claim := self._claim) is not None and claim.thread is not threading.current_thread():
-                if not self._left(claim):
-                    raise BusyError(_refusal(claim))
-                self._end(claim)
-            if claim is not None and (run or stream):
-                if self.in_pass:
-                    raise BusyError("a hook inside the model's own pass cannot begin another run; let the pass end")
-                if claim.stream:
-                    self._end(claim)
-                    claim = self._claim
-            if claim is not None and not stream and not claim.rests:
-                return None
-            self.in_pass = False                # where an interrupt has left it on, the pass is gone all the same
-            self._latest = made = Claim(claim, stream)
-            return made
+            here = self._make_way(run)
+            return self._made(here, stream=False) if here is None or here.rests else None
+
+    def take_stream(self) -> Claim:
+        """Claim the engine for a stream; one of this thread before it is over. Raises as ``take``."""
+        with self._lock:
+            return self._made(self._make_way(run=True), stream=True)
+
+    def _make_way(self, run: bool) -> Claim | None:
+        """This thread's claim in force, once what stands in the way is over; or ``BusyError``."""
+        while (claim := self._claim) is not None and claim.thread is not threading.current_thread():
+            if not self._left(claim):
+                raise BusyError(_refusal(claim))
+            self._end(claim)
+        if claim is None or not run:
+            return claim
+        if self.in_pass:
+            raise BusyError("a hook inside the model's own pass cannot begin another run; let the pass end")
+        if claim.stream:
+            self._end(claim)
+        return self._claim
+
+    def _made(self, outer: Claim | None, stream: bool) -> Claim:
+        self.in_pass = False                # where an interrupt has left it on, the pass is gone all the same
+        self._latest = claim = Claim(outer, stream)
+        return claim
 
     def _end(self, claim: Claim) -> None:
         """A stream that was left is over; so is what stands inside it."""

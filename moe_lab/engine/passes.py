@@ -32,7 +32,10 @@ class Watch:
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
         """What stands around ``hf.forward(*args, **kwargs)``."""
-        return one_pass(self._core, *_shape(args, kwargs))
+        ids, rows, length, cached, real = _shape(args, kwargs)
+        if rows == length == 1 and cached and ids is not None and self._core.sampler is None:
+            self._core.telemetry.recorder.written.append(int(ids[0, 0]))        # hf.generate's; a stream notes its own
+        return one_pass(self._core, rows, length, cached, real)
 
     @contextmanager
     def generation(self) -> Iterator[None]:
@@ -105,16 +108,17 @@ def fresh_state(core: Core, routing: RoutingPolicy, eviction: EvictionPolicy, sl
                 experts.states, experts.held, blocks.telemetry, blocks.settle = before
 
 
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, bool, np.ndarray | None]:
-    """(rows, length, whether a cache of earlier tokens comes along, which tokens are text) of a forward call."""
-    x = kwargs.get("input_ids", args[0] if args else None)
-    x = kwargs.get("inputs_embeds") if x is None else x
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, int, bool, np.ndarray | None]:
+    """(ids or None, rows, length, whether a cache of earlier tokens comes along, which tokens are text) of a forward
+    call."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    x = kwargs.get("inputs_embeds") if ids is None else ids
     if x is None:
         raise SettingError("the model needs input_ids or inputs_embeds")
     past = kwargs.get("past_key_values")
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     rows, length = x.shape[:2]
-    return rows, length, past is not None and past.get_seq_length() > 0, _text(mask, rows, length)
+    return ids, rows, length, past is not None and past.get_seq_length() > 0, _text(mask, rows, length)
 
 
 def _text(mask: Any, rows: int, length: int) -> np.ndarray | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,6 +34,20 @@ def phase_of(counts: Counts) -> Phase:
     """The same numbers for people."""
     return Phase(counts.tokens, counts.hits, counts.misses, counts.swapped, counts.mass, counts.routes,
                  counts.read_bytes, times_of(counts))
+
+
+LATELY = 200
+"""Generated tokens that are looked at to see whether a text repeats itself."""
+
+
+def distinct_share(ids: Sequence[int], n: int = 4) -> float:
+    """Share of the ``n``-grams of ``ids`` that are distinct; NaN of fewer than ``n`` ids.
+
+    >>> distinct_share([1, 2, 3, 4, 1, 2, 3, 4]), distinct_share(range(8))
+    (0.8, 1.0)
+    """
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
 
 
 class Recorder:
@@ -79,6 +95,11 @@ class Recorder:
             for one in self._hash:
                 whole.update(one.digest())
             return whole.hexdigest()
+
+    @property
+    def distinct(self) -> float:
+        """Share of the 4-grams of the last 200 generated tokens that are distinct; NaN where there are none."""
+        return distinct_share(self.written[-LATELY:])
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids (T, L, K) int32, gates (T, L, K) float32, phase (T,) uint8: copies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ from moe_lab.units import format_bytes
 
 if TYPE_CHECKING:
     from moe_lab.trace import Trace
+
+
+DISTINCT = 0.7
+"""Share of distinct 4-grams under which a text is said to repeat itself."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,14 @@ class Stats:
     """Routing, eviction, slots and disk in words."""
     digest: str
     """Hash of all routes: two runs with one digest routed alike."""
+    distinct: float = math.nan
+    """Share of the 4-grams of the last 200 generated tokens that are distinct, 0 to 1; NaN where nothing was
+    generated. A text that repeats itself uses the same experts again and again: its hit rate and speed flatter."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether the text repeats itself so much that its figures are no measure."""
+        return self.distinct < DISTINCT
 
     @property
     def main(self) -> Phase:
@@ -151,6 +164,9 @@ class Stats:
 
         lines = [f"{self.setting}: {'exact' if self.exact else 'lossy'}"]
         lines += [line(name, p) for name, p in (("prefill", self.prefill), ("decode", self.decode)) if p.tokens]
+        if self.loops:
+            lines.append(f"  loops    only {self.distinct:.0%} of the last 4-grams are distinct: a text that repeats "
+                         "itself reuses its experts, so hit rate and speed flatter; sample: temperature=1.0")
         return "\n".join([*lines, f"  routes   {self.digest}"])
 
 
@@ -185,6 +201,11 @@ class Reply:
     stats: Stats
     trace: Trace
     finish: str
+
+    @property
+    def distinct(self) -> float:
+        """Share of the 4-grams of its last 200 tokens that are distinct, see ``Stats``."""
+        return self.stats.distinct
 
     def __repr__(self) -> str:
         return f"{self.text}\n\n{self.stats!r}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def words(engine: Engine) -> str:
     """The engine as it prints itself."""
     spec, size = engine.spec, engine.spec.expert_bytes[engine.format.name]
+    if engine.closed:
+        return f"{spec.name}: {spec.family}, closed; load it again: ml.load(...)"
     return (
         f"{spec.name}: {spec.family}, {spec.L} MoE layers x {spec.experts} experts, top-{spec.top_k}, "
         f"{engine.precision}\n"
@@ -36,7 +38,8 @@ def words(engine: Engine) -> str:
 def stats_of(engine: Engine, recorder: Recorder) -> Stats:
     """Figures of the run that ``recorder`` kept."""
     prefill, decode = recorder.phases
-    return Stats(prefill, decode, engine.exact, engine.disk is not None, engine.setting, recorder.digest())
+    return Stats(prefill, decode, engine.exact, engine.disk is not None, engine.setting, recorder.digest(),
+                 recorder.distinct)
 
 
 def trace_of(engine: Engine, recorder: Recorder) -> Trace:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from moe_lab.errors import SettingError
+from moe_lab.errors import NotFiniteError, SettingError
+from moe_lab.units import real_number, whole_number
+
+_STRONGEST = 1e9
+"""Of a repetition penalty: what it makes of a logit is still a number in float32."""
+_COLDEST = float(np.finfo(np.float32).tiny)
+"""A temperature below is none: float32 does not hold it, and the likeliest token is all there is."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,19 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (_finite(self.temperature) and self.temperature >= 0):
+        temperature, top_p, penalty = (real_number(x) for x in (self.temperature, self.top_p, self.repetition_penalty))
+        top_k, seed = whole_number(self.top_k), whole_number(self.seed)
+        if temperature is None or temperature < 0:
             raise SettingError(f"temperature={self.temperature!r} must be 0 (greedy) or more; type temperature=0.8")
-        if self.top_k is not None and not (_whole(self.top_k) and self.top_k >= 1):
+        if self.top_k is not None and (top_k is None or top_k < 1):
             raise SettingError(f"top_k={self.top_k!r} must be 1 or more, or None for all tokens")
-        if self.top_p is not None and not (_finite(self.top_p) and 0 < self.top_p <= 1):
+        if self.top_p is not None and (top_p is None or not 0 < top_p <= 1):
             raise SettingError(f"top_p={self.top_p!r} must lie above 0 and at most at 1, or be None")
-        if not (_finite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise SettingError(f"repetition_penalty={self.repetition_penalty!r} must be above 0; 1 changes nothing")
-        if not (_whole(self.seed) and -(2**63) <= self.seed < 2**64):
+        if penalty is None or not 1 / _STRONGEST <= penalty <= _STRONGEST:
+            raise SettingError(f"repetition_penalty={self.repetition_penalty!r} must be above 0 (and from "
+                               f"{1 / _STRONGEST:g} to {_STRONGEST:g}); 1 changes nothing")
+        if seed is None or not -(2**63) <= seed < 2**64:
             raise SettingError(f"seed={self.seed!r} must be a whole number of 64 bits; type seed=0")
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
 
 
 class Sampler:
@@ -64,19 +63,33 @@ class Sampler:
         self.sampling = sampling
 
     def __call__(self, logits: np.ndarray, seen: list[int]) -> int:
-        """The next id for ``logits`` (V,) float32, after ``seen`` (prompt and text so far)."""
+        """The next id for ``logits`` (V,) float32, after ``seen`` (prompt and text so far).
+
+        Raises ``NotFiniteError`` where the largest of them is no number. -inf is a token that is ruled out.
+        """
         rule = self.sampling
-        if rule.repetition_penalty != 1:
-            logits = _penalised(logits, seen, rule.repetition_penalty)
-        if rule.temperature == 0:
-            return int(logits.argmax())
-        shares = np.exp((logits - logits.max()) / np.float32(rule.temperature))
+        likeliest = int(logits.argmax())            # of NaN, if there is one
+        if not math.isfinite(logits[likeliest]):
+            raise NotFiniteError(f"the model's logits hold {logits[likeliest]} at token {likeliest}, so none can be "
+                                 "drawn: its weights are damaged, or were changed")
+        with np.errstate(all="ignore"):             # what is too unlikely for float32 has the share 0
+            if rule.repetition_penalty != 1:
+                logits = _penalised(logits, seen, rule.repetition_penalty)
+                likeliest = int(logits.argmax())
+            if rule.temperature < _COLDEST:
+                return likeliest
+            return self._draw(np.exp((logits - logits[likeliest]) / np.float32(rule.temperature)))
+
+    def _draw(self, shares: np.ndarray) -> int:
+        """An id drawn by ``shares`` (V,) float32, the largest of which is 1."""
+        rule = self.sampling
         if rule.top_k is not None and rule.top_k < shares.size:
             shares[shares < np.partition(shares, -rule.top_k)[-rule.top_k]] = 0
         if rule.top_p is not None and rule.top_p < 1:
             shares[_tail(shares, rule.top_p)] = 0
         sums = shares.cumsum(dtype=np.float64)
-        return int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
+        drawn = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
+        return drawn if drawn < shares.size else int(shares.argmax())       # the product may round up to the sum
 
 
 def _random_numbers(sampling: Sampling) -> np.random.Generator:

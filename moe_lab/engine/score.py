@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from moe_lab.engine import report
 from moe_lab.engine.recorder import Recorder
 from moe_lab.engine.records import Score
+from moe_lab.errors import NotFiniteError
 
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
@@ -39,14 +40,22 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> float:
     return F.cross_entropy(logits.float(), targets, reduction="sum").item()
 
 
+def check_loss(loss: float, window: int) -> None:
+    """Raise ``NotFiniteError`` for a loss that is no number; an infinite one is: the text was ruled out."""
+    if math.isnan(loss):
+        raise NotFiniteError(f"the loss of window {window + 1} is NaN: the model's logits hold NaN or infinity, so its "
+                             "weights are damaged, or were changed")
+
+
 def evaluate(engine: Engine, ids: list[int], window: int, recorder: Recorder, fresh: bool) -> Score:
     """Mean loss of each token given those before it in its window; residents are reset per window if ``fresh``."""
     losses: list[float] = []
     counts: list[int] = []
     with torch.inference_mode(), tqdm(total=len(ids) - 1, unit="tokens", desc="score", delay=2, leave=False) as bar:
-        for logits, targets in windows(engine, ids, window, fresh):
+        for number, (logits, targets) in enumerate(windows(engine, ids, window, fresh)):
             n = len(targets)
             losses.append(loss_of(logits, targets) / n)
+            check_loss(losses[-1], number)
             counts.append(n)
             bar.update(n)
     total = sum(loss * n for loss, n in zip(losses, counts, strict=True))

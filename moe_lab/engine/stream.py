@@ -24,18 +24,20 @@ def decode(engine: Engine, prompt: list[int], max_new_tokens: int, sampler: Samp
     """Yield a step for each new token until a reason to stop; the engine is owned while this runs."""
     text, end_ids = TextStream(engine.tokenizer, stops), engine.end_ids
     model = _Model(engine, min(engine.spec.context, len(prompt) + max_new_tokens))
-    ids, passed = list(prompt), prompt
+    ids, passed, written = list(prompt), prompt, engine.telemetry.recorder.written
     for index in range(max_new_tokens):
         logits = model(passed)
         counts, touched = engine._core.last_pass
         token = sampler(logits, ids)
         ids.append(token)
+        written.append(token)
         ended = stop_at_end and token in end_ids
         piece = "" if ended else text.push(token)
         finish = ("end" if ended else "stop" if text.stopped else "context" if len(ids) >= engine.spec.context
                   else "length" if index + 1 == max_new_tokens else "")
         if finish and finish != "stop":
             piece += text.flush()
+            finish = "stop" if text.stopped else finish
         yield _step(index, engine.telemetry.token - 1, piece, token, counts, touched, finish)
         if finish:
             return
@@ -62,6 +64,8 @@ class _Model:
             ).logits[0, -1]
         if begins:
             self._lean = self._engine.lean_decode(self._past, self._room)
+            if self._lean is not None:
+                self._past = None               # the kernels have keys and values of their own now
         array: np.ndarray = logits.float().numpy()
         return array
 

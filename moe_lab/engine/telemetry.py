@@ -165,7 +165,7 @@ class Telemetry:
         Any thread may ask at any time; it gets the state after the last whole token.
         """
         arrays = self._lock.read(lambda: self._copy(recent))
-        return Snapshot(**arrays, **self.facts._asdict())       # read last: a change is in force before a token feels it
+        return Snapshot(**arrays, **self.facts._asdict())       # read last: in force before a token feels it
 
     def ranking(self, layer: int) -> Ranking | None:
         """The last token's ranking at a layer, None before the first token. Any thread may ask at any time."""

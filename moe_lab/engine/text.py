@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from moe_lab.errors import SettingError
+from moe_lab.units import whole_number
 
 
 def to_ids(text: str | Sequence[int] | np.ndarray, tokenizer: Any, vocabulary: int, what: str) -> list[int]:
-    """Token ids of a string, or a checked copy of ids. ``what`` names the argument in errors."""
+    """Token ids of a string, or a checked copy of ids: whole numbers below ``vocabulary``, the rows of the embedding.
+
+    ``what`` names the argument in errors. Raises ``SettingError``.
+    """
     if isinstance(text, str):
-        if tokenizer is None:
-            raise SettingError(f"this checkpoint has no tokenizer; give {what} as a list of token ids")
-        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        ids = _tokenised(text, tokenizer, what)
+        if bad := [i for i in ids if not 0 <= i < vocabulary]:
+            name = tokenizer.convert_ids_to_tokens(bad[0]) if hasattr(tokenizer, "convert_ids_to_tokens") else ""
+            raise SettingError(f"{what} holds the token {name!r}, whose id is {bad[0]}, and this model's embedding has "
+                               f"rows for the ids 0 to {vocabulary - 1}: its tokenizer belongs to another model; leave "
+                               "that token out, or give ids")
     else:
-        try:
-            ids = [int(i) for i in text]
-        except (TypeError, ValueError):
-            raise SettingError(f"{what} must be a string or a list of token ids, not {type(text).__name__}") from None
+        ids = _typed(text, what)
         if bad := [i for i in ids if not 0 <= i < vocabulary]:
             raise SettingError(f"{what} holds the id {bad[0]}; this model knows ids from 0 to {vocabulary - 1}")
     if not ids:
         raise SettingError(f"{what} is empty; type at least one word")
     return ids
+
+
+def _tokenised(text: str, tokenizer: Any, what: str) -> list[int]:
+    if tokenizer is None:
+        raise SettingError(f"this checkpoint has no tokenizer; give {what} as a list of token ids")
+    try:
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    except Exception as error:          # a lone surrogate, or whatever else a tokenizer cannot take
+        raise SettingError(f"{what} cannot be cut into tokens: {type(error).__name__}: {error}") from error
+
+
+def _typed(ids: Any, what: str) -> list[int]:
+    """Ids as somebody gives them: a list, an array or a tensor of whole numbers."""
+    kind = f"{what} must be a string or a list of token ids"
+    if isinstance(ids, (bytes, bytearray, Mapping)):
+        raise SettingError(f"{kind}, not {type(ids).__name__}; type "
+                           f"{what}.decode() for the text in bytes, {what}['input_ids'] for what a tokenizer returns")
+    try:
+        values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
+    except TypeError:
+        raise SettingError(f"{kind}, not {type(ids).__name__}") from None
+    for value in values:
+        if whole_number(value) is None:
+            row = f"; a batch has several rows: type {what}[0]" if isinstance(value, list) else ""
+            raise SettingError(f"{kind}, and {value!r} is no whole number{row}")
+    return [int(value) for value in values]
 
 
 def window_of(window: int | None, context: int) -> int:
@@ -40,9 +70,10 @@ def window_of(window: int | None, context: int) -> int:
     """
     if window is None:
         return min(1024, context)
-    if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= context:
+    tokens = whole_number(window)
+    if tokens is None or not 1 <= tokens <= context:
         raise SettingError(f"window={window!r} must lie between 1 and this model's context of {context:,} tokens")
-    return window
+    return tokens
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -57,14 +88,17 @@ class TextStream:
     """Turns ids into text as they come.
 
     An unfinished character is held back until its bytes are there, and so is whatever might become a stop
-    string. Joined, the pieces are the text up to the first stop string.
+    string. Joined, the pieces are the text up to the first stop string. Special tokens are not shown; a stop string
+    that names one (``"<|end|>"``) ends the text all the same.
     """
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...] = ()) -> None:
         self._tokenizer, self._stops = tokenizer, stops
+        special = _special_tokens(tokenizer)
+        self._named = special if any(token in stop for token in special.values() for stop in stops) else {}
         self._ids: list[int] = []
         self._start, self._read = 0, 0
-        self._held = ""
+        self._held, self._shown = "", ""
         self.stopped = False
 
     def _decode(self, ids: list[int]) -> str:
@@ -74,6 +108,8 @@ class TextStream:
         """Add one id; returns what can be shown now."""
         if self._tokenizer is None:
             return ""
+        if id in self._named:
+            return self._release(self._rest()) + self._release(self._named[id], shown=False)
         self._ids.append(id)
         known = self._decode(self._ids[self._start : self._read])
         whole = self._decode(self._ids[self._start :])
@@ -82,24 +118,40 @@ class TextStream:
         self._start, self._read = self._read, len(self._ids)
         return self._release(whole[len(known) :])
 
-    def _release(self, text: str) -> str:
-        self._held += text
+    def _rest(self) -> str:
+        """What was not decoded yet because a character was unfinished."""
+        known = self._decode(self._ids[self._start : self._read])
+        rest = self._decode(self._ids[self._start :])[len(known) :]
+        self._start = self._read = len(self._ids)
+        return rest
+
+    def _release(self, text: str, shown: bool = True) -> str:
+        """Add ``text`` to what is held; returns what can be shown of it now. ``_shown`` marks each held letter."""
+        if self.stopped:
+            return ""
+        self._held, self._shown = self._held + text, self._shown + "01"[shown] * len(text)
         places = [at for s in self._stops if (at := self._held.find(s)) >= 0]
         if places:
             self.stopped = True
-            out, self._held = self._held[: min(places)], ""
-            return out
+            return self._let_go(min(places))
         keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
-        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return out
+        return self._let_go(len(self._held) - keep)
+
+    def _let_go(self, n: int) -> str:
+        """The first ``n`` letters that are held, but for those of special tokens."""
+        text, marks = self._held[:n], self._shown[:n]
+        self._held, self._shown = self._held[n:], self._shown[n:]
+        return text if "0" not in marks else "".join(c for c, mark in zip(text, marks, strict=True) if mark == "1")
 
     def flush(self) -> str:
         """What was held back, at the end of a run that no stop string ended."""
         if self._tokenizer is None or self.stopped:
             return ""
-        known = self._decode(self._ids[self._start : self._read])
-        rest = self._decode(self._ids[self._start :])[len(known) :]
-        self._start = self._read = len(self._ids)
-        out = self._release(rest) + self._held
-        self._held = ""
-        return out
+        out = self._release(self._rest())
+        return out if self.stopped else out + self._let_go(len(self._held))
+
+
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and texts of the tokens that decoding leaves out."""
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return {int(id): token.content for id, token in added.items() if token.special and token.content}

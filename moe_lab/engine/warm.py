@@ -11,6 +11,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -94,6 +95,17 @@ class Ahead:
             time.sleep(PAUSE)
 
 
+def _weakly(method: Callable[[], object]) -> Step:
+    """A call of a bound method that does not keep its object alive; nothing where that is gone."""
+    there = weakref.WeakMethod(method)
+
+    def call() -> object:
+        bound = there()
+        return None if bound is None else bound()
+
+    return call
+
+
 def for_loading(format: Format, dense: str, routing: RoutingPolicy, eviction: EvictionPolicy) -> Iterator[Step]:
     """What is needed before an engine stands: matrices are quantised, policies' functions called."""
     if dense in CODES:
@@ -121,7 +133,7 @@ def for_tokens(engine: Engine) -> Iterator[Step]:
         yield lambda: format.ffn_rows(x, arena[0], np.zeros(1, np.int64), gates, out, F, "silu")
     telemetry.begin(1, DECODE)
     yield telemetry.end
-    yield engine.compile_decoding
+    yield _weakly(engine.compile_decoding)
     yield lambda: find_places(slots, slots, slots)
     yield RouteOne(state, logits, logits, telemetry.room(0), np.zeros(2 * K, np.int32))
     yield lambda: format.token_again(Job(D, F, K, 0), x[0], arena, slots, gates, out[0])()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from moe_lab.kernels.activation import ACTIVATIONS
 from moe_lab.kernels.decoder import Attention
@@ -24,6 +25,11 @@ FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
 """transformers' model types whose layers are what the kernels compute."""
 _FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings whose angles depend on the position alone."""
+
+_OWN_HOOKS = frozenset({"moe_lab.models.streaming", "transformers.utils.output_capturing"})
+"""Modules whose hooks need not see a decoded token: ours lets policies choose, which kernels do themselves;
+transformers leaves its own wherever hidden states or router logits were asked for once, and they act in such calls."""
+_LIBRARIES = frozenset({"torch", "transformers", "moe_lab"})
 
 
 @dataclass(frozen=True)
@@ -107,14 +113,27 @@ def _unknown(hf: Any, blocks: list[Block]) -> str:
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary not in _FIXED_ROTARY:
         return f"its rotary embedding ({rotary}) changes with the length of the text"
-    routers = {block.router for block in blocks}            # each has the hook that lets policies choose
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "a hook of all modules has to see every token"
     for name, module in hf.named_modules():
-        if module._forward_pre_hooks or len(module._forward_hooks) > (name in routers):
-            return f"{name or 'the model'} has a hook, which has to see every token"
+        if reason := _altered(module):
+            return f"{name or 'the model'} {reason}"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:      # an adapter's, perhaps
             return f"{name} is a {type(module).__name__}"
         if hasattr(module, "act_fn") and activation_of(module) != blocks[0].activation:
             return f"{name} has another activation than the experts"
+    return ""
+
+
+def _altered(module: nn.Module) -> str:
+    """What somebody has put on or in a module that has to run at every token; empty where nothing."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if any(getattr(hook, "__module__", "") not in _OWN_HOOKS for hook in hooks):
+        return "has a hook, which has to see every token"
+    if "forward" in vars(module):
+        return "has a forward of its own"
+    if type(module).__module__.split(".")[0] not in _LIBRARIES:
+        return f"is a {type(module).__name__}, which the kernels do not know"
     return ""
 
 

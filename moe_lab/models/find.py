@@ -103,6 +103,13 @@ def loading() -> Iterator[None]:
                 transformers.logging.enable_progress_bar()
 
 
+def past_numbers(config: Any) -> int:
+    """Numbers that one token leaves in the cache of keys and values, as far as the configuration tells."""
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 2 * int(config.num_hidden_layers) * heads * width
+
+
 def experts_modules(model: Any) -> list[tuple[str, Any]]:
     """(name, module) of everything that transformers has marked as experts."""
     return [(name, module) for name, module in model.named_modules()

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, DynamicCache
 from moe_lab.errors import CheckpointError, SettingError
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.models import hub
-from moe_lab.models.find import Block, find_blocks, loading, model_class, read_config, skeleton
+from moe_lab.models.find import Block, find_blocks, loading, model_class, past_numbers, read_config, skeleton
 from moe_lab.models.hub import first_line
 from moe_lab.models.plan import dense_bytes, expert_plan
 from moe_lab.models.quantised import quantise_dense
@@ -25,6 +25,7 @@ from moe_lab.models.rules import RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler, PassHandler, Socket, hook_routers, streaming_class
 from moe_lab.spec import ModelSpec, WeightFormat
 from moe_lab.store import ExpertPlan, TensorEntry, read_checkpoint
+from moe_lab.store.safetensors import ITEM_BYTES
 
 OWN_PRECISION: dict[str, WeightFormat] = {"F32": "f32", "BF16": "bf16", "F16": "f32"}
 """The format that changes nothing, by the type in the file (float16 fits into float32)."""
@@ -157,6 +158,7 @@ def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> Study:
         expert_bytes={key: format.slot_bytes(first.D, first.F) for key, format in FORMATS.items()},
         dense_bytes=dense_bytes(tensors, plan), dtype=OWN_PRECISION[plan.dtype],
         context=int(text.max_position_embeddings), routing=words,
+        past_bytes=past_numbers(text) * ITEM_BYTES[plan.dtype],
     )
     return Study(config, blocks, plan, rules, spec)
 

@@ -107,7 +107,7 @@ def router_hook(socket: Socket, layer: int) -> Callable[..., Any]:
 
 def streaming_class(base: type[Any], blocks: list[Block]) -> type[Any]:
     """``base`` with streamed experts. Keeps name and module: transformers finds its conversion tables by them."""
-    return _streaming_class(base, tuple(blocks))
+    return _streaming_class(base, tuple(blocks))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import threading
 import time
 
 from moe_lab.errors import SettingError
+from moe_lab.forks import renew_in_child
 from moe_lab.units import format_rate, format_seconds, parse_rate, parse_seconds
 
 _SLICE_S = 0.02
@@ -42,6 +43,11 @@ class Disk:
         self._overslept = 0.0
         self.bandwidth = bandwidth
         self._latency = parse_seconds(latency)
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a child: the thread that may have held the lock is the parent's."""
+        self._lock = threading.Lock()
 
     @property
     def bandwidth(self) -> float:

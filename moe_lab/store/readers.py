@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from moe_lab.errors import ReadError, SettingError
+from moe_lab.forks import renew_in_child
 from moe_lab.store.disk import Disk
 from moe_lab.store.experts import ExpertStore
 
@@ -41,9 +42,20 @@ class Readers:
         if disk is not None and not isinstance(disk, Disk):
             raise SettingError(f"disk={disk!r} is no disk; type disk=ml.Disk('200 MB/s'), or None for the real one")
         self.store, self.disk, self.threads = store, disk, threads
-        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="moe-lab-reader") if threads > 1 else None
-        if self._pool is not None:
-            weakref.finalize(self, self._pool.shutdown, wait=False)
+        self._pool = self._new_pool()
+        renew_in_child(self)
+
+    def _new_pool(self) -> ThreadPoolExecutor | None:
+        """The threads besides the caller; each begins when it is first needed."""
+        if self.threads == 1:
+            return None
+        pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="moe-lab-reader")
+        weakref.finalize(self, pool.shutdown, wait=False)
+        return pool
+
+    def after_fork(self) -> None:
+        """In a child: the threads are the parent's."""
+        self._pool = self._new_pool()
 
     def load(self, layer: int, wanted: Sequence[tuple[int, np.ndarray]], paced: bool = True) -> tuple[int, float]:
         """Read every (expert, slot) of ``wanted``; returns (bytes read, seconds waited).

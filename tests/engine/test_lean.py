@@ -8,7 +8,9 @@ import torch
 from checkpoints import FAMILIES, eager
 
 import moe_lab as ml
+from moe_lab.cache import Free
 from moe_lab.engine.lean import LeanDecode
+from moe_lab.errors import BudgetError, SettingError
 
 IDS = (np.arange(60) * 37 % 160).tolist()
 PROMPT = 30
@@ -98,6 +100,54 @@ def test_a_hook_sees_every_token_so_modules_run(checkpoint):
     assert engine.generate(IDS[:12], max_new_tokens=8).ids == plain.ids and len(seen) == 8
 
 
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_router_logits"])
+@pytest.mark.parametrize("where", ["call", "config"])
+def test_hooks_that_transformers_leaves_behind_keep_no_token_from_the_kernels(checkpoint, asked, where):
+    engine = ml.load(str(checkpoint("olmoe")), cache="50%")
+    plain = engine.generate(IDS[:12], max_new_tokens=8)
+    if where == "config":
+        setattr(engine.hf.config, asked, True)
+        engine.hf(torch.tensor([IDS[:3]]))
+    else:
+        engine.hf(torch.tensor([IDS[:3]]), **{asked: True})
+    assert engine.decoding == "kernels"
+    again = engine.generate(IDS[:12], max_new_tokens=8)
+    assert again.ids == plain.ids and again.stats.digest == plain.stats.digest
+
+
+def everywhere(engine, seen):
+    return torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+
+
+def in_place_of_a_forward(engine, seen):
+    attention = engine.hf.model.layers[1].self_attn
+    forward = attention.forward
+    attention.forward = lambda *args, **kwargs: seen.append(1) or forward(*args, **kwargs)
+
+
+def a_class_of_ones_own(engine, seen):
+    norm = engine.hf.model.norm
+
+    class Mine(type(norm)):
+        def forward(self, x):
+            seen.append(1)
+            return super().forward(x)
+
+    Mine.__module__ = "notebook"
+    norm.__class__ = Mine
+
+
+@pytest.mark.parametrize("put", [everywhere, in_place_of_a_forward, a_class_of_ones_own])
+def test_code_that_somebody_put_into_the_model_runs_at_every_token(checkpoint, put):
+    engine, seen = ml.load(str(checkpoint("olmoe")), cache="50%"), []
+    handle = put(engine, seen)
+    assert engine.decoding.startswith("transformers' modules")
+    engine.generate(IDS[:12], max_new_tokens=8)
+    assert len(seen) >= 8
+    if handle is not None:
+        handle.remove()
+
+
 def test_a_dense_part_with_another_activation_than_the_experts_runs_by_modules(checkpoint):
     engine = ml.load(str(checkpoint("qwen2-moe")), cache="50%")
     engine.hf.model.layers[1].mlp.shared_expert.act_fn = torch.nn.ReLU()
@@ -128,6 +178,53 @@ def test_a_model_that_the_kernels_do_not_know_runs_by_modules_and_says_why(tmp_p
     x = torch.tensor([IDS[:20]])
     theirs = eager(folder).generate(input_ids=x, attention_mask=torch.ones_like(x), max_new_tokens=16, do_sample=False)
     assert engine.generate(IDS[:20], max_new_tokens=16).ids == tuple(theirs[0, 20:].tolist())
+
+
+def test_keys_and_values_grow_with_the_text_and_the_text_stays_the_same(checkpoint, monkeypatch):
+    engine = ml.load(str(checkpoint("qwen3-moe")), cache=3)
+    plain = engine.generate(IDS[:12], max_new_tokens=80, stop_at_end=False)
+    engine._ahead.join()                    # it makes one to compile
+    sizes, grow = [], LeanDecode._grow
+    monkeypatch.setattr("moe_lab.engine.lean.AHEAD", 1)
+    monkeypatch.setattr(LeanDecode, "_grow", lambda self, room: sizes.append(room) or grow(self, room))
+    grown = engine.generate(IDS[:12], max_new_tokens=80, stop_at_end=False)
+    assert grown.ids == plain.ids and grown.stats.digest == plain.stats.digest
+    assert sizes == [13, 26, 52, 92]
+
+
+def test_an_upper_bound_of_tokens_costs_no_memory_for_tokens_that_do_not_come(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe", max_position_embeddings=1 << 40)), cache=3)
+    steps = engine.stream(IDS[:12], max_new_tokens=1 << 38)
+    assert len([next(steps) for _ in range(5)]) == 5
+
+
+def test_keys_and_values_beyond_memory_end_the_text_with_the_arithmetic(checkpoint, monkeypatch):
+    engine = ml.load(str(checkpoint("olmoe")), cache=3)
+    monkeypatch.setattr("moe_lab.engine.lean.AHEAD", 1)
+    steps = engine.stream(IDS[:12], max_new_tokens=40, stop_at_end=False)
+    assert next(steps).ids
+    monkeypatch.setattr("moe_lab.engine.lean.CHECKED", 0)
+    monkeypatch.setattr("moe_lab.engine.lean.free_memory", lambda: Free(1000, "of this machine"))
+    with pytest.raises(BudgetError, match=r"keys and values of 26 tokens take .* 1000 B are free of this machine"):
+        list(steps)
+    with pytest.raises(BudgetError, match="keys and values of 12 tokens"):
+        engine.stream(IDS[:12])
+    monkeypatch.undo()
+    assert engine.generate(IDS[:12], max_new_tokens=4).finish == "length"
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused_before_memory_is_read(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe")), cache=3)
+    past = engine.new_past()
+    engine.hf(torch.tensor([IDS[:4]]), past_key_values=past, use_cache=True)
+    lean = engine.lean_decode(past, 5)
+    for token in (-1, 160, 1 << 40):
+        with pytest.raises(SettingError, match="no row in the embedding"):
+            lean(token)
+    with engine.one_pass(1, 1, True):
+        lean(3)
+    with pytest.raises(SettingError, match="at most 5 tokens"), engine.one_pass(1, 1, True):
+        lean(3)
 
 
 def test_an_interrupt_in_the_middle_of_a_token_leaves_the_engine_usable(checkpoint, monkeypatch):

@@ -12,7 +12,7 @@ from transformers.generation import (
 )
 
 from moe_lab.engine.sampling import Sampler, Sampling, _tail
-from moe_lab.errors import SettingError
+from moe_lab.errors import NotFiniteError, SettingError
 
 
 def draws(logits: torch.Tensor, n: int = 4000, **rule: float) -> torch.Tensor:
@@ -97,3 +97,50 @@ def test_a_logit_that_is_far_larger_than_all_others_is_drawn() -> None:
     logits[17] = 300
     for rule in (dict(temperature=0.01), dict(temperature=1.0, top_p=0.01), dict(temperature=1.0, top_k=1)):
         assert Sampler(Sampling(**rule))(logits, []) == 17  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-45, 1e-46, 5e-324])
+def test_a_temperature_next_to_nothing_is_greedy(temperature: float) -> None:
+    logits = np.linspace(-80, 30, 500, dtype=np.float32)
+    sampler = Sampler(Sampling(temperature=temperature))
+    assert [sampler(logits, []) for _ in range(20)] == [499] * 20
+
+
+@pytest.mark.parametrize("rule", [{}, dict(temperature=1.0), dict(temperature=1.0, repetition_penalty=2.0)], ids=str)
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_draw_no_token(rule: dict[str, float], broken: float) -> None:
+    logits = np.zeros(9, np.float32)
+    logits[4] = broken
+    with pytest.raises(NotFiniteError, match="at token 4"):
+        Sampler(Sampling(**rule))(logits, [0, 4])  # type: ignore[arg-type]
+    with pytest.raises(NotFiniteError):
+        Sampler(Sampling(**rule))(np.full(9, -np.inf, np.float32), [0])  # type: ignore[arg-type]
+
+
+def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
+    logits = np.array([-np.inf, 1.0, -np.inf, 1.0, -np.inf], np.float32)
+    sampler = Sampler(Sampling(temperature=1.0, top_p=0.99))
+    assert {sampler(logits, [1]) for _ in range(200)} == {1, 3}
+
+
+def test_the_largest_random_number_there_is_draws_a_token_of_the_vocabulary() -> None:
+    sampler = Sampler(Sampling(temperature=1.0))
+    sampler._random = type("Last", (), {"random": lambda self: np.nextafter(1.0, 0.0)})()
+    for size in range(1, 300):
+        logits = np.zeros(size, np.float32)
+        logits[size // 2 + 1 :] = -np.inf
+        assert sampler(logits, []) <= size // 2
+
+
+def test_sampling_is_the_same_where_numpy_raises_at_every_underflow() -> None:
+    logits = np.linspace(-300, 30, 500, dtype=np.float32)
+    rule = Sampling(temperature=0.01, top_p=0.9, top_k=40, repetition_penalty=1e9)
+    expected = [Sampler(rule)(logits, [3, 499]) for _ in range(5)]
+    with np.errstate(all="raise"):
+        assert [Sampler(rule)(logits, [3, 499]) for _ in range(5)] == expected
+
+
+@pytest.mark.parametrize("penalty", [1e-50, 1e-10, 1e10, 1e39, 1e308])
+def test_a_penalty_beyond_what_float32_holds_is_refused(penalty: float) -> None:
+    with pytest.raises(SettingError, match="repetition_penalty"):
+        Sampling(repetition_penalty=penalty)

@@ -74,6 +74,11 @@ def acting(name: str) -> Iterator[None]:
         _ACTOR.reset(token)
 
 
+def acting_name() -> str:
+    """The name given by ``acting``; empty outside."""
+    return _ACTOR.get()
+
+
 def actor() -> str:
     """Who asks for a change now: the name given by ``acting``, else ``code``, or the thread that the code runs in."""
     thread = threading.current_thread()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moe_lab.cache import ExpertCache, check_memory
-from moe_lab.engine.applied import ChangeLog, actor
+from moe_lab.engine.applied import ChangeLog, acting_name, actor
 from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.engine.owner import Owner
 from moe_lab.engine.recorder import NOTHING
@@ -155,17 +155,18 @@ class Core:
         """Note a bandwidth that was set on the disk itself, which knows no engine."""
         if self.disk is not None and self.disk.bandwidth != self._bandwidth:
             before, self._bandwidth = self._bandwidth, self.disk.bandwidth
-            self.note("disk", self._bandwidth, before, actor())
+            self.note("disk", self._bandwidth, before, acting_name() or "code")
 
     # --- runs and passes ------------------------------------------------------------------------------
 
-    def begin_run(self, sampler: Sampler | None = None) -> None:
-        """A new run: trace, digest and statistics start afresh. ``sampler`` draws the tokens of a stream."""
+    def begin_run(self, sampler: Sampler | None = None, by: str = "") -> None:
+        """A new run: trace, digest and statistics start afresh. ``sampler`` draws the tokens of a stream that was begun
+        ``by`` somebody."""
         self.telemetry.begin_run()
         self.sampler = sampler
         if sampler is not None and sampler.sampling != self.sampling:
             before, self.sampling = self.sampling, sampler.sampling
-            self.note("sampling", self.sampling, before, actor())
+            self.note("sampling", self.sampling, before, by)
 
     def end_run(self, sampler: Sampler) -> None:
         """The stream that ``sampler`` draws for is over."""

@@ -20,7 +20,7 @@ from moe_lab.engine import explain as explanation
 from moe_lab.engine import passes, report
 from moe_lab.engine import score as scoring
 from moe_lab.engine import stream as decoding
-from moe_lab.engine.applied import Applied
+from moe_lab.engine.applied import Applied, actor
 from moe_lab.engine.cache import Cache
 from moe_lab.engine.core import Core
 from moe_lab.engine.lean import LeanDecode, check_past
@@ -208,15 +208,15 @@ class Engine:
                                f"{self.spec.context:,}, the new ones included; shorten it")
         check_past(len(ids), 2 * len(ids) * self.spec.past_bytes)       # transformers' own, and the kernels'
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, self.seed if seed is None else seed)
-        return self._stream(ids, tokens, sampling, stop_strings(stop), stop_at_end)
+        return self._stream(ids, tokens, sampling, stop_strings(stop), stop_at_end, actor())
 
     def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
-                stop_at_end: bool) -> Iterator[Step]:
+                stop_at_end: bool, by: str) -> Iterator[Step]:
         core, sampler = self._core, Sampler(sampling)
         core.check_open()
         claim = core.owner.take_stream()
         try:
-            core.begin_run(sampler)
+            core.begin_run(sampler, by)
             for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
                 core.owner.rest(claim)
                 yield step

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -40,12 +40,13 @@ LATELY = 200
 """Generated tokens that are looked at to see whether a text repeats itself."""
 
 
-def distinct_share(ids: Sequence[int], n: int = 4) -> float:
+def distinct_share(ids: Iterable[int], n: int = 4) -> float:
     """Share of the ``n``-grams of ``ids`` that are distinct; NaN of fewer than ``n`` ids.
 
     >>> distinct_share([1, 2, 3, 4, 1, 2, 3, 4]), distinct_share(range(8))
     (0.8, 1.0)
     """
+    ids = list(ids)
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab import Sampling
+from moe_lab.engine.applied import Applied, ChangeLog, actor
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.policy import Parameter, Policy
 
@@ -80,14 +81,59 @@ class FakeEngine:
             expert_bytes={"f32": 98304}, dtype="f32")
         self.format = SimpleNamespace(name="f32")
         self.disk, self.seed, self.token_s = disk, 0, token_s
-        self.routing, self.eviction = Original(), LRU()
+        self._log = ChangeLog()
+        self._bandwidth = disk.bandwidth if disk else 0.0
+        self._routing, self._eviction, self._sampling = Original(), LRU(), None
         self.busy = False
-        self.sampling: Any = None
+        self._stopping = False
         self.fail_at: int | None = None
         self.word: Any = lambda i: WORDS[i % len(WORDS)]
         self.tokenizer: Any = lambda text: {"input_ids": [1] * len(text.split())}
         self._slots = slots
         self.telemetry = FakeTelemetry(self, capacity)
+
+    def _note(self, knob: str, value: Any, before: Any) -> None:
+        if value != before or value is None:
+            self._log.add(knob, value, before, self.telemetry.token, actor())
+
+    @property
+    def applied(self) -> tuple[Applied, ...]:
+        if self.disk is not None and self.disk.bandwidth != self._bandwidth:
+            before, self._bandwidth = self._bandwidth, self.disk.bandwidth
+            self._note("disk", self._bandwidth, before)
+        return self._log.entries
+
+    @property
+    def routing(self) -> Any:
+        return self._routing
+
+    @routing.setter
+    def routing(self, policy: Any) -> None:
+        before, self._routing = self._routing, policy
+        self._note("routing", policy, before)
+
+    @property
+    def eviction(self) -> Any:
+        return self._eviction
+
+    @eviction.setter
+    def eviction(self, policy: Any) -> None:
+        before, self._eviction = self._eviction, policy
+        self._note("eviction", policy, before)
+
+    @property
+    def sampling(self) -> Any:
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Any) -> None:
+        if self.busy:
+            before, self._sampling = self._sampling, sampling
+            self._note("sampling", sampling, before)
+
+    def stop(self) -> bool:
+        self._stopping = self.busy
+        return self.busy
 
     @property
     def exact(self) -> bool:
@@ -100,11 +146,13 @@ class FakeEngine:
     def _resize(self, slots: int) -> None:
         if slots < self.spec.top_k:
             raise BudgetError(f"{slots} slots are under the floor of {self.spec.top_k}; type cache.resize(8) or more")
-        self._slots = slots
+        before, self._slots = self._slots, slots
+        self._note("cache", slots, before)
         self._shrink(set())
 
     def _reset(self) -> None:
         self.telemetry.resident[:] = False
+        self._note("reset", None, None)
 
     def _shrink(self, keep: set[tuple[int, int]]) -> None:
         t = self.telemetry
@@ -121,9 +169,12 @@ class FakeEngine:
         return self._stream(max_new_tokens, Sampling(**{k: v for k, v in options.items() if k in vars(Sampling())}))
 
     def _stream(self, count: int, sampling: Sampling) -> Iterator[Any]:
-        self.busy, self.sampling = True, sampling
+        self.busy, self._stopping = True, False
+        self.sampling = sampling
         try:
             for index in range(count):
+                if self._stopping:
+                    return
                 if self.fail_at is not None and self.telemetry.token == self.fail_at:
                     self.fail_at = None
                     raise ZeroDivisionError("division by zero")

@@ -104,6 +104,11 @@ test("numbers are shown with about three figures", () => {
   assert.deepEqual([0, 0.0123, 1.234, 12.34, 123.4, NaN].map(lab.figure), ["0", "0.01", "1.23", "12.3", "123", "–"]);
 });
 test("bytes are binary and have their unit", () => assert.deepEqual([12, 98304, 6442450944].map(lab.bytes), ["12 B", "96.0 KiB", "6.00 GiB"]));
+test("a text that repeats itself is said to, and no other is", () => {
+  assert.match(lab.repeats(0.12, 200), /^This text repeats itself: 12 % of its last 4-grams are distinct/);
+  assert.deepEqual([lab.repeats(0.71, 200), lab.repeats(0.1, 8), lab.repeats(1, 0)], ["", "", ""]);
+});
+
 test("a cell is described in words", () => {
   const c = { layer: 2, expert: 17, number: 3, token: 9, resident: true, used: true, loaded: false, swapped: true, before: 12, after: 7, uses: 1, hits: 0, age: 0, bytes: 98304 };
   assert.deepEqual(lab.describe(c, 64), ["Layer 3, expert 17", "resident, used now in place of a better ranked one · 96.0 KiB", "rank 12 of 64 for the router, 7 after the policy · 1 use, 0 hits · last used by this token"]);

@@ -16,7 +16,7 @@ class Clock:
 
 def step(index, text="a", hits=6, misses=2, read_bytes=100):
     times = SimpleNamespace(read_s=0.01, route_s=0.001, experts_s=0.002, rest_s=0.007)
-    return SimpleNamespace(index=index, text=text, hits=hits, misses=misses, swapped=1, read_bytes=read_bytes, times=times)
+    return SimpleNamespace(index=index, text=text, ids=(index,), hits=hits, misses=misses, swapped=1, read_bytes=read_bytes, times=times)
 
 
 def filled(count, per_token_s=0.02):

@@ -70,7 +70,7 @@ def test_a_setting_that_the_engine_refuses_is_raised_where_start_was_called(lab)
 def test_options_that_are_no_traits_hold_for_the_run_button_too(lab, engine):
     asked = []
     stream = engine.stream
-    engine.stream = lambda prompt, **options: (asked.append(options), stream(prompt, max_new_tokens=2))[1]
+    engine.stream = lambda prompt, **options: (asked.append(options), stream(prompt, **{**options, "max_new_tokens": 2}))[1]
     lab.start("a", stop_at_end=False, temperature=0.3)
     lab.result(5)
     before = len(asked)
@@ -195,7 +195,7 @@ def test_sampling_acts_between_tokens_of_a_run_and_stays_for_the_next(lab, engin
     setattr(lab, knob, {"top_p": 1.0, "repetition_penalty": 1.0}.get(knob, 0))
     lab.start("a", max_new_tokens=2)
     lab.result(5)
-    assert engine.sampling == Sampling()
+    assert engine.sampling == Sampling(temperature=0.0 if knob == "temperature" else 1.0)
 
 
 def test_a_sampling_that_is_refused_says_why_and_goes_back(lab, engine, until):

@@ -30,7 +30,7 @@ def board(pocket):
 
 def test_a_run_shows_what_the_engine_generates(pocket, board):
     expected = pocket.generate("def fibonacci(n):", max_new_tokens=12)
-    board.start("def fibonacci(n):", max_new_tokens=12)
+    board.start("def fibonacci(n):", max_new_tokens=12, temperature=0.0)
     result = board.result(60)
     assert (result.text, result.ids) == (expected.text, expected.ids)
     assert board._session.history.words() == expected.text

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from moe_lab.errors import BusyError
 from moe_lab_widgets.session import Session
 
 STILL_AFTER_S = 1.0
@@ -108,12 +109,19 @@ class ThreadDriver:
         session = self._session
         try:
             while self._may_go_on():
+                opened = self._stream is None
                 try:
                     if self._stream is None:
                         self._stream = self._open(self._ids)
                     step = next(self._stream)
                 except StopIteration:
                     break
+                except BusyError as error:
+                    self._stream = None
+                    if opened:
+                        session.failed(error)
+                        self.pause()
+                    continue                # another run has begun and ended in a pause: go on in a new stream
                 except Exception as error:
                     self._stream = None
                     session.failed(error)
@@ -125,7 +133,7 @@ class ThreadDriver:
         finally:
             if self._stream is not None:
                 self._stream.close()  # type: ignore[attr-defined]  # streams are generators
-            session.ended(stopped=self._stopping)
+            session.ended(stopped=self._stopping or not session.finish)
             self._over.set()
 
     def _may_go_on(self) -> bool:
@@ -199,7 +207,6 @@ class ForegroundDriver:
         """Yield the steps of ``stream`` and show each."""
         session = self._session
         session.began(self)
-        finished = False
         try:
             for step in stream:
                 session.took(step)
@@ -207,10 +214,8 @@ class ForegroundDriver:
                 session.settle()
                 if self._stopping:
                     break
-            else:
-                finished = True
         except Exception as error:
             session.failed(error)
             raise
         finally:
-            session.ended(stopped=not finished)
+            session.ended(stopped=not session.finish)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from moe_lab.engine.recorder import LATELY, distinct_share
+
 T = TypeVar("T")
 
 TOKENS_KEPT = 4000
@@ -78,6 +80,7 @@ class History:
         self._lock = threading.RLock()
         self._aside: deque[tuple[float, Any]] = deque()
         self._text: deque[list[Any]] = deque(maxlen=TOKENS_KEPT)
+        self._ids: deque[int] = deque(maxlen=LATELY)
         self._points: deque[list[float]] = deque(maxlen=POINTS_KEPT)
         self._recent: deque[tuple[float, _Sum]] = deque()
         self._marks: deque[dict[str, Any]] = deque(maxlen=MARKS_KEPT)
@@ -97,6 +100,7 @@ class History:
         """A new run: the text starts anew."""
         with self._digested():
             self._text.clear()
+            self._ids.clear()
             self._recent.clear()
             self._open, self._open_s = [], 0.0
             self._begun = self._tokens
@@ -124,6 +128,7 @@ class History:
                 if step is None:
                     continue
                 uses = step.hits + step.misses or 1
+                self._ids += step.ids
                 self._text.append([step.text, round(step.misses / uses, 3), round(step.swapped / uses, 3)])
                 self._tokens += 1
                 self._busy_s += elapsed
@@ -165,15 +170,16 @@ class History:
             last = self._marks[-1] if self._marks else None
             return last is not None and last["knob"] == knob and self._tokens - last["token"] <= SAME_MARK_TOKENS
 
-    def mark(self, knob: str, words: str) -> None:
-        """Note that the user changed ``knob``; shown as ``words`` at the present token."""
+    def mark(self, knob: str, words: str, by: str = "") -> None:
+        """Note that ``knob`` was changed; shown as ``words`` at the present token. ``by``: who did, if not the user of
+        a dashboard."""
         moves = self.moves(knob)
         with self._lock:
             if not self._tokens:
                 return                       # the lines have not begun
             if moves:
                 self._marks.pop()
-            self._marks.append({"token": self._tokens, "knob": knob, "words": words})
+            self._marks.append({"token": self._tokens, "knob": knob, "words": words, "by": by})
             self.marked += 1
 
     # --- the readers' side --------------------------------------------------------------------------
@@ -197,6 +203,12 @@ class History:
             return self._pointed
 
     @property
+    def distinct(self) -> float:
+        """Share of the 4-grams of this run's last 200 tokens that are distinct; NaN of fewer than four tokens."""
+        with self._digested():
+            return distinct_share(self._ids)
+
+    @property
     def busy_s(self) -> float:
         """Seconds spent on the tokens of all runs."""
         with self._digested():
@@ -217,7 +229,7 @@ class History:
             return first, _last(self._points, self._pointed - first)
 
     def marks(self) -> list[dict[str, Any]]:
-        """Where the user changed something: token, knob, words."""
+        """Where something was changed: token, knob, words, and by whom where that was no dashboard."""
         with self._lock:
             return list(self._marks)
 

@@ -17,13 +17,15 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import display, update_display
 
+from moe_lab.engine.applied import acting
 from moe_lab.errors import MoELabError, SettingError
 from moe_lab.units import format_bytes
-from moe_lab_widgets import controls, still
+from moe_lab_widgets import cells, controls, still
 from moe_lab_widgets.driver import ForegroundDriver, Result, ThreadDriver
 from moe_lab_widgets.page import Page
-from moe_lab_widgets.session import SAMPLING, Session
+from moe_lab_widgets.session import Session
 from moe_lab_widgets.state import LabState, Setting
+from moe_lab_widgets.wishes import SAMPLING
 
 _SETTINGS = ("slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth", *SAMPLING)
 
@@ -40,6 +42,8 @@ class Lab(LabState):
     ``policies`` are policies of your own, routing or eviction, to offer beside the shipped ones. All other
     keywords are traits. Every parameter of every policy is a trait too (``lab.penalty``), None while the present policy
     has no such parameter, so that ``ipywidgets.link((slider, "value"), (lab, "penalty"))`` works.
+
+    A dashboard holds its engine until ``lab.close()``, or until the cell that made it is run again and makes another.
     """
 
     def __init__(self, engine: Any, *, policies: Iterable[Any] = (), **traits: Any) -> None:
@@ -48,8 +52,8 @@ class Lab(LabState):
         for kind in controls.KINDS:
             if kind in traits and not isinstance(traits[kind], str):
                 setattr(engine, kind, traits.pop(kind))
-        self._session = Session.of(engine, policies)
-        self._agreed: dict[str, Any] = self._session.settings()
+        self._opened: Session | None = Session.of(engine, policies)
+        self._agreed: dict[str, Any] = self._session.wishes.settings()
         self._reflecting = 0
         self._page = Page(self._session, lambda content, buffers: self.send(content, buffers))
         self._shell = get_ipython()
@@ -63,17 +67,24 @@ class Lab(LabState):
         self.observe(self._turned, list(_SETTINGS))
         self.observe(lambda change: setattr(self._page.outbox, "fps", change["new"]), "fps")
         self.on_msg(self._heard)
-        self._session.views.append(self)
+        self._session.join(self)
         self._listen_to_cells(True)
         self.reflect()
+        cells.move_in(self, cells.present(self._shell))
         for name in set(traits) & set(_SETTINGS):
             self._wish(name)
 
     # --- for users --------------------------------------------------------------------------------------
 
     @property
+    def _session(self) -> Session:
+        if self._opened is None:
+            raise SettingError("this dashboard is closed and has let its engine go; make another: Lab(engine)")
+        return self._opened
+
+    @property
     def engine(self) -> Any:
-        """The engine that is shown."""
+        """The engine that is shown. Raises ``SettingError`` once the dashboard is closed."""
         return self._session.engine
 
     def start(self, prompt: Any = None, **options: Any) -> None:
@@ -103,9 +114,8 @@ class Lab(LabState):
             self._session.driver.one_token()
 
     def stop(self) -> None:
-        """End the run after the present token."""
-        if self._session.driver is not None:
-            self._session.driver.stop()
+        """End the run after the present token; also one that code outside the dashboard began (``engine.stop()``)."""
+        self._session.stop()
 
     def reset(self) -> None:
         """Empty the cache at the next token."""
@@ -145,17 +155,18 @@ class Lab(LabState):
         })
 
     def close(self) -> None:
-        """Stop what this session runs, if this is its last dashboard, and take the dashboard away."""
-        session = self.__dict__.get("_session")      # absent where the constructor has raised
-        views = session.views if session is not None else []
-        if self in views:
+        """Take the dashboard away and let its engine go; if it is the engine's last one, what it runs is stopped."""
+        session = self.__dict__.get("_opened")       # absent where the constructor has raised
+        if session is not None:
             self._listen_to_cells(False)
-            views.remove(self)
-            if not views:
-                self.stop()
+            session.leave(self)
+            self._page.close()
+            self._opened, self._last_driver, self._agreed = None, None, {}
         super().close()
 
     def __repr__(self) -> str:
+        if self.__dict__.get("_opened") is None:
+            return "MoE Lab: this dashboard is closed."
         numbers, session = self._session.history.numbers(), self._session
         return still.sentence(session.engine.spec.name, self.state, session.history.texts, numbers.hit_rate,
                               numbers.read_bytes_per_token, numbers.tokens_per_s, self.exact, self.disk)
@@ -171,7 +182,7 @@ class Lab(LabState):
             self.prompt = prompt
         self._options.update({name: value for name, value in options.items() if not self.has_trait(name)})
         session = self._session
-        chosen = {**vars(session.sampling), "max_new_tokens": self.max_new_tokens, **self._options, **options}
+        chosen = {**vars(session.wishes.sampling), "max_new_tokens": self.max_new_tokens, **self._options, **options}
         if chosen["seed"] is None:
             chosen["seed"] = engine.seed
         engine.stream(prompt, **chosen)               # refuses bad settings here, in the caller's thread
@@ -185,7 +196,8 @@ class Lab(LabState):
             if ids:
                 tokens = [*(engine.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt), *ids]
             left = {**chosen, "max_new_tokens": chosen["max_new_tokens"] - len(ids)}
-            return iter(engine.stream(tokens, **left, **vars(session.sampling)))
+            with acting("dashboard"):
+                return iter(engine.stream(tokens, **left, **vars(session.wishes.sampling)))
 
         self._last_driver = ThreadDriver(session, open_stream, paused, words, drawn)
         self.max_new_tokens = chosen["max_new_tokens"]
@@ -259,15 +271,16 @@ class Lab(LabState):
             if session.choices.look_around() or self.offered.get("simulated") != (self.engine.disk is not None):
                 self.offered = session.choices.describe()
                 self._name_parameters()
-            for name, value in session.settings().items():
+            for name, value in session.wishes.settings().items():
                 if value != self._agreed.get(name):
                     self._agreed[name] = value
-                    if not session.wished(name.removesuffix("_values")):
+                    if not session.wishes.waits(name.removesuffix("_values")):
                         self.set_trait(name, value)
             self._show_parameters()
             self.exact = bool(self.engine.exact)
             self.disk = "real disk" if self.engine.disk is None else repr(self.engine.disk)
             self.finish, self.error, self.state = session.finish, session.error, session.state
+            self.foreign = session.foreign
             self.foreground = session.driver is not None and session.driver.foreground
             self._page.outbox.patient = not self.foreground
 
@@ -278,8 +291,8 @@ class Lab(LabState):
             return
         with self._speaking():
             self.refusals = {**others, **({place: message} if message else {})}
-            if message and not self._session.wished(knob):
-                for name, value in self._session.settings().items():
+            if message and not self._session.wishes.waits(knob):
+                for name, value in self._session.wishes.settings().items():
                     if name.removesuffix("_values") == knob:
                         self.set_trait(name, value)
 

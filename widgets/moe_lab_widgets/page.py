@@ -30,6 +30,12 @@ class Page:
         self._sent = -1
         self._forget()
 
+    def close(self) -> None:
+        """Send nothing more, and hold nothing."""
+        with self.lock:
+            self._send = lambda content, buffers: None
+            del self._session
+
     def _forget(self) -> None:
         self._run, self._text, self._points, self._marked = -1, 0, 0, -1
 
@@ -82,4 +88,6 @@ class Page:
             hit = np.rint(session.curve.hit_rate() * 1e4).astype(int)
             news["curve"] = {"tokens": session.curve.tokens, "hit": hit.tolist()}
             news["said"] = session.sentences
+            distinct = history.distinct
+            news["distinct"] = round(distinct, 3) if distinct == distinct else 1
         return news

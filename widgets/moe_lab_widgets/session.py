@@ -7,7 +7,6 @@ through the few methods of ``View``. Two dashboards on one engine have one sessi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import time
 import traceback
@@ -18,14 +17,15 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 import moe_lab as ml
+from moe_lab.engine.applied import acting
 from moe_lab.errors import BusyError, MoELabError
-from moe_lab_widgets.controls import KINDS, Choices, Refused, words_of, written
+from moe_lab_widgets.controls import Choices
 from moe_lab_widgets.curve import ReuseCurve
+from moe_lab_widgets.following import Follower
 from moe_lab_widgets.history import History
 from moe_lab_widgets.publisher import Publisher
-
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
-"""Fields of ``ml.Sampling``; a dashboard writes 0 for no ``top_k`` and 1 for no ``top_p``."""
+from moe_lab_widgets.pulse import Pulse
+from moe_lab_widgets.wishes import Wishes
 
 WATCHED = 32
 """One note in so many is timed."""
@@ -64,9 +64,8 @@ class Session:
     def __init__(self, engine: Any, policies: Iterable[Any] = ()) -> None:
         self.engine = engine
         self.choices = Choices(engine, policies)
+        self.wishes = Wishes(engine, self.choices)
         spec = engine.spec
-        self.sampling = engine.sampling or ml.Sampling(seed=engine.seed)
-        """How the next token is drawn, by the run in progress or by the next one."""
         self.history = History()
         self.curve = ReuseCurve(spec.L, spec.experts, spec.top_k)
         self.state = "ready"
@@ -86,11 +85,11 @@ class Session:
         self._seen = engine.telemetry.token
         self._seen_lock = threading.Lock()
         self._shown: Any = None
-        self._before: dict[str, Any] = {}
-        """Policies before the last mark of their kind."""
-        self._wishes: dict[str, Any] = {}
-        self._wish_lock = threading.Lock()
+        self.foreign = False
+        """Whether code outside the dashboards generates."""
+        self._follower = Follower(engine, self.history)
         self._settling = threading.RLock()
+        self._pulse: Pulse | None = None
 
     @classmethod
     def of(cls, engine: Any, policies: Iterable[Any] = ()) -> Session:
@@ -104,100 +103,53 @@ class Session:
                     session.choices.learn(policy)
         return session
 
+    def join(self, view: View) -> None:
+        """A view has come."""
+        self.views.append(view)
+        if self._pulse is None:
+            self._pulse = Pulse(self.look)
+
+    def leave(self, view: View) -> None:
+        """A view has gone; with the last one ends what the session runs, and nothing looks at the engine any more."""
+        if view in self.views:
+            self.views.remove(view)
+        if not self.views:
+            if self.driver is not None:
+                self.driver.stop()
+            if self._pulse is not None:
+                self._pulse.end()
+                self._pulse = None
+
     # --- wishes ---------------------------------------------------------------------------------------
 
     def wish(self, knob: str, value: Any) -> None:
         """Note a change; any thread. It is made between two tokens, or now if this session does not generate."""
-        with self._wish_lock:
-            self._wishes[knob] = value
+        self.wishes.note(knob, value)
         if self.driver is None:
             self.settle()
         else:
             self.driver.wake()
 
-    def wished(self, knob: str) -> bool:
-        """Whether a change of ``knob`` still waits."""
-        return knob in self._wishes
-
     def settle(self) -> None:
         """Make the changes that wait; called by the thread that generates, between two tokens."""
-        if not self._wishes:
+        if not self.wishes:
             return
-        with self._settling:
-            with self._wish_lock:
-                wishes, self._wishes = self._wishes, {}
-            for knob, value in wishes.items():
-                place = knob
-                try:
-                    words = self._apply(knob, value)
-                except Refused as error:
-                    message, place = str(error), f"{knob}.{error.knob}"
-                except MoELabError as error:
-                    message = str(error)
-                except Exception as error:
-                    message = f"{type(error).__name__}: {error}"
-                else:
-                    message = ""
-                    if words:
-                        self.history.mark(knob, words)
+        with self._settling, acting("dashboard"):
+            for answer in self.wishes.make():
                 for view in list(self.views):
-                    view.refused(knob, message, place)
+                    view.refused(*answer)
+            self._follower.follow()
         self.tell()
         if self.state != "running":
             self.show()
 
-    def _apply(self, knob: str, value: Any) -> str:
-        """Make one change; returns it in words, empty where nothing changed."""
-        engine = self.engine
-        if knob == "slots":
-            if value == engine.cache.slots:
-                return ""
-            engine.cache.resize(value)
-            return f"{value} slots"
-        if knob in SAMPLING:
-            before, none = self.in_force(), {"top_k": 0, "top_p": 1}
-            value = None if value == none.get(knob) else value
-            if value == getattr(before, knob):
-                return ""
-            self.sampling = dataclasses.replace(before, **{knob: value})
-            engine.sampling = self.sampling
-            return f"no {knob}" if value is None else f"{knob} {value:g}"
-        if knob in KINDS:
-            before, policy = getattr(engine, knob), self.choices.build(knob, *value)
-            if policy == before:
-                return ""
-            setattr(engine, knob, policy)
-            if not self.history.moves(knob):
-                self._before[knob] = before
-            return words_of(policy, self._before[knob]) or words_of(policy, before)
-        if knob == "bandwidth":
-            if engine.disk is None or value == engine.disk.bandwidth / 1e6:
-                return ""
-            engine.disk.bandwidth = value * 1e6
-            return f"disk {value:g} MB/s"
-        if knob == "reset":
-            engine.cache.reset()
-            return "cache emptied"
-        raise ValueError(f"no such knob: {knob}")
-
-    def in_force(self) -> Any:
-        """The ``Sampling`` that draws the next token: the engine's, where it generates."""
-        if self.engine.busy and self.engine.sampling is not None:
-            self.sampling = self.engine.sampling
-        return self.sampling
-
-    def settings(self) -> dict[str, Any]:
-        """The engine's own truth, by the names of the dashboards' traits."""
-        engine, sampling = self.engine, self.in_force()
-        return {
-            "temperature": float(sampling.temperature), "top_k": sampling.top_k or 0,
-            "top_p": 1.0 if sampling.top_p is None else float(sampling.top_p),
-            "repetition_penalty": float(sampling.repetition_penalty), "seed": int(sampling.seed),
-            "slots": engine.cache.slots,
-            "routing": engine.routing.name, "routing_values": written(engine.routing),
-            "eviction": engine.eviction.name, "eviction_values": written(engine.eviction),
-            "bandwidth": engine.disk.bandwidth / 1e6 if engine.disk is not None else 0.0,
-        }
+    def stop(self) -> None:
+        """End the run after the present token, whoever began it."""
+        if self.driver is not None:
+            self.driver.stop()
+        else:
+            self.engine.stop()
+            self.look()
 
     # --- a run, told by its driver ----------------------------------------------------------------------
 
@@ -207,11 +159,11 @@ class Session:
             if self.driver is not None:
                 raise BusyError("this engine is already generating; stop it first: lab.stop(), or the Stop button")
             if self.engine.busy:
-                raise BusyError("this engine is already generating, from outside the dashboard; let that end first "
-                                "(lab.stop() stops only what a dashboard has started)")
+                raise BusyError("this engine is already generating, from outside the dashboard; let that end, or end "
+                                "it: lab.stop(), or the Stop button")
             self.driver = driver
         if sampling is not None:
-            self.sampling = ml.Sampling(**sampling)
+            self.wishes.sampling = ml.Sampling(**sampling)
         self.finish = self.error = ""
         self.prompt = prompt
         self.exception = None
@@ -227,6 +179,8 @@ class Session:
         if timed:
             time.thread_time()                # longer than the note, after a token: that call is not the note's
             began = time.thread_time()
+        if self._follower.follow():           # what was changed before this token
+            self.tell()
         now = self.history.took(step)
         if step.finish:
             self.finish = step.finish
@@ -311,7 +265,17 @@ class Session:
     def after_cell(self) -> None:
         """Code of the user has run: look whether it changed anything."""
         self.tell()
-        if self.driver is None:
+        self.look()
+
+    def look(self) -> None:
+        """See what was done without a word: changes, a run from outside, routes."""
+        foreign = self.driver is None and self.engine.busy
+        if self._follower.follow() or foreign != self.foreign:
+            self.foreign = foreign
+            self.tell()
+        if foreign:
+            self._publish()
+        elif self.driver is None:
             snapshot = self.engine.telemetry.snapshot()
             old = self._shown
             if old is None or snapshot.token != old.token or (snapshot.resident != old.resident).any():

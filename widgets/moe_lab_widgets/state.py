@@ -41,8 +41,8 @@ class Setting(tr.TraitType):
 class LabState(anywidget.AnyWidget):
     """Traits of ``Lab``. The settings act at the next token; what is of the next run says so."""
 
-    _esm = _STATIC / "lab.js"
-    _css = _STATIC / "lab.css"
+    _esm = (_STATIC / "lab.js").read_text(encoding="utf-8")     # a path would be watched, by a signal that keeps every
+    _css = (_STATIC / "lab.css").read_text(encoding="utf-8")    # dashboard there ever was
 
     slots = tr.Int(0, help="Cache slots a layer; acts at the next token.").tag(sync=True)
     routing = tr.Unicode("", help="Name of the routing policy; acts at the next token.").tag(sync=True)
@@ -53,7 +53,7 @@ class LabState(anywidget.AnyWidget):
 
     prompt = tr.Unicode("def fibonacci(n):", help="What the next run starts from.").tag(sync=True)
     max_new_tokens = tr.Int(400, help="Tokens of the next run at most.").tag(sync=True)
-    temperature = tr.Float(0.0, help="0 is greedy; acts at the next token, as do the four below.").tag(sync=True)
+    temperature = tr.Float(1.0, help="0 is greedy; acts at the next token, as do the four below.").tag(sync=True)
     top_k = tr.Int(0, help="Draw from so many of the likeliest tokens; 0 means all.").tag(sync=True)
     top_p = tr.Float(1.0, help="Draw from the likeliest tokens of this share together; 1 means all.").tag(sync=True)
     repetition_penalty = tr.Float(1.0, help="Above 1 weakens tokens seen before; 1 changes nothing.").tag(sync=True)
@@ -67,6 +67,7 @@ class LabState(anywidget.AnyWidget):
     disk = tr.Unicode("", help="The disk in words; a simulated one is called so.").tag(sync=True)
     error = tr.Unicode("", help="What the run met, if it met something.").tag(sync=True)
     refusals = tr.Dict(help="Messages of refused settings, by name; of a parameter: routing.penalty.").tag(sync=True)
+    foreign = tr.Bool(False, help="Whether code outside the dashboards generates; Stop ends it.").tag(sync=True)
     foreground = tr.Bool(
         False, help="Whether a loop in a cell generates (controls may wait for its end).").tag(sync=True)
     offered = tr.Dict(help="What can be turned: policies with their parameters, range of the slots.").tag(sync=True)

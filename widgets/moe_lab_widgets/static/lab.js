@@ -17,7 +17,7 @@
 /** @typedef {{name: string, default: number, low: number, high: number, unit: string, doc: string, integer: boolean, open_ended: boolean, rare: boolean, words: Record<string, number>}} Parameter */
 /** @typedef {{name: string, doc: string, parameters: Parameter[]}} Policy */
 /** @typedef {{layer: number, expert: number, number: number, resident: boolean, used: boolean, loaded: boolean, swapped: boolean, token: number, before: number, after: number, uses: number, hits: number, age: number, bytes: number}} Cell */
-/** @typedef {{token: number, knob: string, words: string}} Mark */
+/** @typedef {{token: number, knob: string, words: string, by: string}} Mark */
 /** @typedef {[string, number, number]} Piece */
 /** @typedef {{get(name: string): any, set(name: string, value: any): void, save_changes(): void, send(content: any): void, on(name: string, f: any): void, off(name: string, f: any): void}} Model */
 
@@ -352,6 +352,7 @@ export class Store {
     /** @type {{tokens: number, hit: number[]}} */ this.curve = { tokens: 0, hit: [] };
     /** @type {number[]} */ this.numbers = [0, 0, 0, 0];
     /** @type {Cell | null} */ this.cell = null;
+    this.distinct = 1;     // share of the text's last 4-grams that are distinct
     this.dark = false; this.prompt = ""; this.texts = 0; this.pointed = 0; this.run = -1; this.token = 0; this.cost = 0;
     /** @type {{key: string, button: HTMLElement} | null} */ this.pressed = null;
     /** @type {Map<string, string>} */ this.drafts = new Map();
@@ -381,6 +382,7 @@ export class Store {
       if (m.marks) this.marks = m.marks;
       if (m.curve) this.curve = m.curve;
       if (m.said) this.said = m.said;
+      if (m.distinct !== undefined) this.distinct = m.distinct;
       this.frame = decode(buffers[0]);
     }
     this.changes++;
@@ -423,7 +425,7 @@ function header(b) {
     if (!why.traits) return;
     const m = b.model.get("model");
     say(name, String(m.name)); say(facts, `${m.layers.length} layers × ${m.experts} experts, top-${m.top_k}, ${m.format}`);
-    say(word, b.root.dataset.gone ? "kernel gone" : stateWord(b.model.get("state"), b.model.get("finish")));
+    say(word, b.root.dataset.gone ? "kernel gone" : b.model.get("foreign") ? "other code generates" : stateWord(b.model.get("state"), b.model.get("finish")));
     say(more, `${b.model.get("exact") ? "exact: the model's own answer" : "lossy: the answer may differ"} · ${b.model.get("disk")}`);
     b.root.dataset.state = b.model.get("state");
   } };
@@ -567,7 +569,7 @@ function run(b) {
   const id = `ml${++serial}`;
   const prompt = h("textarea", { id, rows: "1", spellcheck: "false" });
   /** @type {[string, string, string[]][]} */
-  const commands = [["run", "Run", ["ready", "paused", "stopped", "finished"]], ["pause", "Pause", ["running"]], ["step", "One token", ["ready", "running", "paused", "stopped", "finished"]], ["stop", "Stop", ["running", "paused"]]];
+  const commands = [["run", "Run", ["ready", "paused", "stopped", "finished"]], ["pause", "Pause", ["running"]], ["step", "One token", ["ready", "running", "paused", "stopped", "finished"]], ["stop", "Stop", ["running", "paused", "foreign"]]];
   const note = h("p", { class: "note", role: "status" });
   const buttons = commands.map(([key, words, when]) => {
     const e = h("button", { type: "button", class: key === "run" ? "main" : "", "data-do": key }, words);
@@ -580,11 +582,13 @@ function run(b) {
                h("div", {}, h("label", { for: id, class: "hidden" }, "prompt"), prompt), note);
   return { el: [el], draw(why) {
     if (!why.traits && !why.data) return;
-    const state = b.model.get("state"), gone = b.root.dataset.gone, foreground = b.model.get("foreground"), error = b.model.get("error");
+    const gone = b.root.dataset.gone, foreign = b.model.get("foreign"), state = foreign ? "foreign" : b.model.get("state");
+    const foreground = b.model.get("foreground"), error = b.model.get("error");
     for (const x of buttons) x.e.setAttribute("aria-disabled", String(Boolean(gone) || !x.when.includes(state) || (foreground && x.e.dataset.do !== "stop")));
     if (!typing() && prompt.value !== b.model.get("prompt")) prompt.value = b.model.get("prompt");
     const text = gone ? "The kernel is gone. What you see is the last state; run the cell again for a new dashboard."
       : error || (foreground ? "A loop in a cell generates: controls apply when this cell ends, unless a change gets through."
+      : foreign ? "Code outside this dashboard generates; Stop ends it after its present token."
       : !b.store.answered && b.root.dataset.waiting ? "Waiting for the kernel: it is busy, and answers when its cell ends."
       : state === "ready" ? "Press Run, then move the knobs while it writes: each acts at the next token."
       : state === "running" ? (!b.store.texts ? "Reading the prompt. The very first run also compiles the kernels, once: that takes a minute on a slow machine."
@@ -594,12 +598,16 @@ function run(b) {
   } };
 }
 
+/** Said of a text that repeats itself; empty for others. @param {number} distinct share of its last 4-grams @param {number} tokens */
+export const repeats = (distinct, tokens) => (tokens >= 20 && distinct < 0.7 ? `This text repeats itself: ${Math.round(100 * distinct)} % of its last 4-grams are distinct. It uses the same experts again and again, so reuse and speed flatter. A temperature of 1 helps.` : "");
+
 /** The text, each token tinted by its loads and underlined by its swaps. @param {Board} b @returns {Pane} */
 function text(b) {
   const box = h("div", { class: "text", tabindex: "0", role: "region", "aria-label": "Generated text" });
   const loads = h("i", {}, "experts read from disk"), swaps = h("i", {}, "experts swapped");
+  const loops = h("p", { class: "loops", role: "status" });
   const said = h("ol", { class: "said", tabindex: "0", role: "region", "aria-label": "What just happened" });
-  const el = h("div", { class: "written" }, h("div", { class: "titlerow" }, h("h3", {}, "Text"), h("div", { class: "key" }, loads, swaps)), box, h("h3", {}, "What just happened"), said);
+  const el = h("div", { class: "written" }, h("div", { class: "titlerow" }, h("h3", {}, "Text"), h("div", { class: "key" }, loads, swaps)), box, loops, h("h3", {}, "What just happened"), said);
   let run = -1, fulls = -1, drawn = 0, count = 0, saying = "", low = true;
   box.addEventListener("scroll", () => { low = box.scrollHeight - box.scrollTop - box.clientHeight < 40; }, b.on);
   /** Each line is a block of its own, so that a token makes the browser lay out its line and not the whole text.
@@ -630,6 +638,7 @@ function text(b) {
       drawn = s.texts;
       if (low) box.scrollTop = 1e9;
     }
+    say(loops, repeats(s.distinct, s.texts));
     const now = s.said.join("\n");
     if (now !== saying || !said.childElementCount) {
       saying = now;
@@ -827,7 +836,7 @@ function lines(b) {
       drawStrip(i.canvas, i.s, points, b.store.marks, b.p, b.ink);
     }
     const recent = b.store.marks.slice(-6), first = b.store.marks.length - recent.length;
-    marks.replaceChildren(...(recent.length ? recent.map((m, k) => h("span", {}, h("b", {}, String(first + k + 1)), `token ${m.token}: ${m.words}`)) : ["What you change is marked here and on the lines."]));
+    marks.replaceChildren(...(recent.length ? recent.map((m, k) => h("span", {}, h("b", {}, String(first + k + 1)), `token ${m.token}: ${m.words}${m.by ? ` (${m.by})` : ""}`)) : ["What is changed is marked here and on the lines."]));
   } };
 }
 
@@ -869,7 +878,7 @@ function footer(b) {
 // ----------------------------------------------------------------------------------------------- 11 render
 
 const TRAITS = ["slots", "routing", "routing_values", "eviction", "eviction_values", "bandwidth", "prompt", "max_new_tokens", "temperature", "top_k", "top_p",
-  "repetition_penalty", "seed", "fps", "state", "finish", "exact", "disk", "error", "refusals", "foreground", "offered", "model"];
+  "repetition_penalty", "seed", "fps", "state", "finish", "exact", "disk", "error", "refusals", "foreground", "foreign", "offered", "model"];
 
 /** @param {{model: Model, el: HTMLElement}} arg */
 function render({ model, el }) {

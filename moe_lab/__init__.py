@@ -3,7 +3,7 @@
     import moe_lab as ml
 
     engine = ml.load("pocket", cache="50%", routing="cache-prior")
-    for step in engine.stream("def fibonacci(n):", max_new_tokens=200):
+    for step in engine.stream("def fibonacci(n):", max_new_tokens=200, temperature=1.0):
         print(step.text, end="")
 
 The shop window: it knows the public names and where each lives, and imports none of them before it

@@ -99,7 +99,7 @@ def _write(console: Console, engine: Engine, arguments: argparse.Namespace) -> S
     """Stream one text to the terminal; its figures."""
     console.print(arguments.prompt, style="bold", end="", markup=False, highlight=False)
     steps = engine.stream(arguments.prompt, max_new_tokens=arguments.tokens, temperature=arguments.temperature,
-                          top_p=0.95 if arguments.temperature else None, seed=arguments.seed, stop_at_end=False)
+                          seed=arguments.seed, stop_at_end=False)
     for step in steps:
         console.out(step.text, end="", highlight=False)
     stats = engine.stats
@@ -137,6 +137,7 @@ def _side_by_side(outcomes: Sequence[Outcome], engine: Engine, arguments: argpar
     row("miss rate", (f"{o.stats.miss_rate:.1%}" for o in outcomes))
     row("read per token", (f"{o.stats.read_bytes_per_token / 2**20:.2f} MiB" for o in outcomes))
     row("swapped experts", (f"{o.stats.swapped_share:.1%}" for o in outcomes))
+    row("distinct 4-grams", (f"{o.stats.distinct:.0%}{' (it loops)' * o.stats.loops}" for o in outcomes))
     for world in WORLDS:
         table.add_section()
         first = outcomes[0].scores[world].perplexity
@@ -252,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", default="pocket", help="pocket, a folder or a hub id (default %(default)s)")
     made.add_argument("--bandwidth", default=BANDWIDTH, help="of the simulated disk (default %(default)r)")
     made.add_argument("--prompt", default=PROMPT)
-    sampling(made, 96, 0.7)
+    sampling(made, 200, 1.0)
 
     made = command("generate", generate, "Write one text, and say what it cost.")
     made.add_argument("prompt")
@@ -263,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--routing", default="original", help="a routing policy's name (default %(default)s)")
     made.add_argument("--eviction", default="lru", help="an eviction policy's name (default %(default)s)")
     made.add_argument("--bandwidth", help="slow the disk down, as in '200 MB/s'; default: the real disk")
-    sampling(made, 128, 0.0)
+    sampling(made, 128, 1.0)
 
     made = command("info", info, "Layers, experts and bytes of a model; loads no weights.")
     made.add_argument("model", help="pocket, a folder or a hub id")

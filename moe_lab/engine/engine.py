@@ -46,7 +46,7 @@ class Engine:
 
     >>> import moe_lab as ml
     >>> engine = ml.load("pocket", cache="50%", routing="cache-prior")      # doctest: +SKIP
-    >>> for step in engine.stream("def fibonacci(n):", max_new_tokens=50):  # doctest: +SKIP
+    >>> for step in engine.stream("def fibonacci(n):", max_new_tokens=50, temperature=1.0):  # doctest: +SKIP
     ...     print(step.text, end="")
     """
 

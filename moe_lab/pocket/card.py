@@ -32,8 +32,8 @@ PROMPTS = {
 """Beginnings that the samples go on from."""
 
 SAMPLE_TOKENS = 120
-WARMTH = 0.8
-"""Temperature of the second sample of each prompt."""
+WARMTH = 1.0
+"""Temperature of the samples; colder, so small a model soon repeats itself."""
 
 
 # --- measuring ----------------------------------------------------------------------------------------
@@ -97,14 +97,10 @@ def shape_of(engine: Any, folder: Path) -> dict[str, int]:
 
 
 def write_samples(engine: Any) -> list[Sample]:
-    """Each prompt greedily, and at ``WARMTH``."""
-    samples = []
-    for world, prompts in PROMPTS.items():
-        for prompt in prompts:
-            for temperature in (0.0, WARMTH):
-                reply = engine.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=temperature, seed=0)
-                samples.append(Sample(world, prompt, temperature, reply.text))
-    return samples
+    """A text after each prompt, at ``WARMTH``."""
+    return [Sample(world, prompt, WARMTH, engine.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=WARMTH,
+                                                          seed=0).text)
+            for world, prompts in PROMPTS.items() for prompt in prompts]
 
 
 def measure_all(folder: Path, tokens: Path, most: int = 64, price_windows: int = 12, say: Say = print) -> Figures:

@@ -208,7 +208,9 @@ def _row(a: Row, b: Row, base: dict[str, Row]) -> list[str]:
 
 def samples(f: Figures) -> str:
     """Texts it wrote."""
-    parts = ["\n## Samples\n\nEach text begins with its prompt. Taken as they came, seed 0.\n"]
+    parts = ["\n## Samples\n\nEach text begins with its prompt. Taken as they came, seed 0. Greedily, a model this small "
+             "soon repeats\nitself, and a text in a loop uses the same experts again and again: its hit rate and speed are "
+             "no measure.\n"]
     for s in f.samples:
         how = "greedy" if not s.temperature else f"temperature {s.temperature:g}"
         parts.append(f"*{s.world}*, {how}, after `{s.prompt.strip().splitlines()[0]}`:\n\n"
@@ -224,7 +226,7 @@ def again(f: Figures) -> str:
 ```python
 import moe_lab as ml
 engine = ml.load("pocket", cache="50%", routing=ml.routing.CachePrior(penalty=0.1, keep_top=1))
-print(engine.generate("def read_lines(path):").text)
+print(engine.generate("def read_lines(path):", temperature=1.0).text)
 ```
 
 or with plain transformers, `AutoModelForCausalLM.from_pretrained(moe_lab.pocket.folder())`. Everything on this page

@@ -127,5 +127,5 @@ def test_a_tiny_checkpoint_is_measured_from_end_to_end(tiny, tmp_path, monkeypat
     assert rows[1].miss_rate == rows[0].miss_rate
     assert rows[2].miss_rate < rows[0].miss_rate
     assert 0 < rows[0].bound < rows[0].miss_rate < 1
-    assert len(figures.samples) == 8
+    assert len(figures.samples) == 4
     assert (tmp_path / "model" / "README.md").read_text() == page(figures)

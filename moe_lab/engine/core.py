@@ -185,10 +185,10 @@ class Core:
             self.cut_off = False
 
     def close(self) -> None:
-        """Give slots, threads and files back at once. Raises ``BusyError`` while another thread generates."""
+        """Give slots, threads and files back at once; again, where it was cut off. Raises ``BusyError`` while another
+        thread generates."""
         with self.owner.held(run=True):
-            if not self.closed:
-                self.closed = True
-                self.blocks.let_go()
-                self.experts.close()
-                self.telemetry.settled()
+            self.closed = True
+            self.blocks.let_go()
+            self.experts.close()
+            self.telemetry.settled()

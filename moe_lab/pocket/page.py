@@ -206,11 +206,17 @@ def _row(a: Row, b: Row, base: dict[str, Row]) -> list[str]:
     return cells
 
 
+_SAMPLES = """
+## Samples
+
+Each text begins with its prompt. Taken as they came, seed 0. Greedily, a model this small soon repeats itself, and a text
+in a loop uses the same experts again and again: its hit rate and speed are no measure.
+"""
+
+
 def samples(f: Figures) -> str:
     """Texts it wrote."""
-    parts = ["\n## Samples\n\nEach text begins with its prompt. Taken as they came, seed 0. Greedily, a model this small "
-             "soon repeats\nitself, and a text in a loop uses the same experts again and again: its hit rate and speed are "
-             "no measure.\n"]
+    parts = [_SAMPLES]
     for s in f.samples:
         how = "greedy" if not s.temperature else f"temperature {s.temperature:g}"
         parts.append(f"*{s.world}*, {how}, after `{s.prompt.strip().splitlines()[0]}`:\n\n"

@@ -11,12 +11,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from moe_lab.errors import ReadError, SettingError
 from moe_lab.forks import renew_in_child
+from moe_lab.interrupts import uninterrupted
 from moe_lab.store.disk import Disk
 from moe_lab.store.experts import ExpertStore
 
@@ -82,13 +83,17 @@ class Readers:
             with lock:
                 total[0] += mine
 
-        helpers = self._helpers(len(wanted))
-        waiting = [self._pool.submit(work) for _ in range(helpers)] if self._pool and helpers else []
+        waiting: list[Future[None]] = []
         try:
+            for _ in range(self._helpers(len(wanted)) if self._pool is not None else 0):
+                waiting.append(self._pool.submit(work))  # type: ignore[union-attr]
             work()
         finally:
-            for helper in waiting:
-                helper.result()
+            jobs.clear()                            # of a load that is cut off nothing more is begun
+            if waiting:
+                with uninterrupted():               # a second Ctrl-C, too, finds nobody who still writes into a slot
+                    for helper in waiting:
+                        helper.result()
         if failed:
             experts = tuple(sorted(expert for error in failed for expert in error.experts))
             message = f"{len(failed)} of {len(wanted)} experts could not be read; the first: {failed[0]}"

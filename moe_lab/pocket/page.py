@@ -209,8 +209,8 @@ def _row(a: Row, b: Row, base: dict[str, Row]) -> list[str]:
 _SAMPLES = """
 ## Samples
 
-Each text begins with its prompt. Taken as they came, seed 0. Greedily, a model this small soon repeats itself, and a text
-in a loop uses the same experts again and again: its hit rate and speed are no measure.
+Each text begins with its prompt. Taken as they came, seed 0. Greedily, a model this small soon repeats itself, and a
+text in a loop uses the same experts again and again: its hit rate and speed are no measure.
 """
 
 

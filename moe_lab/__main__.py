@@ -168,9 +168,10 @@ def generate(arguments: argparse.Namespace) -> None:
     engine = ml.load(arguments.model, cache=arguments.cache, weights=arguments.weights,
                      routing=_routing(arguments.routing, arguments.penalty), eviction=arguments.eviction, disk=disk)
     console.print(f"{engine!r}\n", highlight=False, markup=False)
-    console.print(arguments.prompt, style="bold", end="", markup=False, highlight=False)
     for step in engine.stream(arguments.prompt, max_new_tokens=arguments.tokens, temperature=arguments.temperature,
                               seed=arguments.seed):
+        if step.index == 0:         # not before: until then a word on compiling may stand here
+            console.print(arguments.prompt, style="bold", end="", markup=False, highlight=False)
         console.out(step.text, end="", highlight=False)
     console.print(f"\n\n{engine.stats!r}", highlight=False, markup=False)
     engine.close()

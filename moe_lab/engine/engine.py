@@ -58,8 +58,8 @@ class Engine:
         self._core = core
         self.new_past, self._places = model.new_past, model.blocks
         model.connect(core.blocks, passes.Watch(core))
-        self._ahead, owner = ahead, core.owner
-        ahead.add(for_tokens(self), awaited=lambda: owner.busy)
+        self._ahead = ahead
+        ahead.add(for_tokens(self))
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -217,7 +217,8 @@ class Engine:
         claim = core.owner.take_stream()
         try:
             core.begin_run(sampler, by)
-            for step in decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end):
+            steps = decoding.decode(self, ids, max_new_tokens, sampler, stops, stop_at_end)
+            for step in self._ahead.announced(steps):
                 core.owner.rest(claim)
                 yield step
                 if not core.owner.go_on(claim):
@@ -264,13 +265,14 @@ class Engine:
         if len(ids) < 2:
             raise SettingError("a score needs two tokens at least: the first is only read")
         window = window_of(window, self.spec.context)
-        if state == "live":
-            self._core.check_open()
-            with self._core.owner.held(run=True):
-                self._core.begin_run()
-                return scoring.evaluate(self, ids, window, self.telemetry.recorder, fresh=False)
-        with self.fresh_state() as telemetry:
-            return scoring.evaluate(self, ids, window, telemetry.recorder, fresh=True)
+        with self._ahead.awaited():
+            if state == "live":
+                self._core.check_open()
+                with self._core.owner.held(run=True):
+                    self._core.begin_run()
+                    return scoring.evaluate(self, ids, window, self.telemetry.recorder, fresh=False)
+            with self.fresh_state() as telemetry:
+                return scoring.evaluate(self, ids, window, telemetry.recorder, fresh=True)
 
     def explain(self, step: Step | None = None) -> list[str]:
         """Sentences on what happened at ``step`` (by default the last token): swaps, reads, evictions."""

@@ -8,18 +8,21 @@ Whoever needs a kernel earlier compiles it or waits for it, as without this.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from moe_lab.engine.telemetry import DECODE, Telemetry
 from moe_lab.eviction import EvictionPolicy
+from moe_lab.kernels.compiling import begun, running
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.formats.matrix import CODES, quantised_matrix, times_rows
 from moe_lab.kernels.job import Job
@@ -32,9 +35,10 @@ from moe_lab.routing import RoutingPolicy
 if TYPE_CHECKING:
     from moe_lab.engine.engine import Engine
 
+T = TypeVar("T")
 Step = Callable[[], object]
 PATIENCE = 1.0
-"""Seconds after which whoever waits for a token is told why."""
+"""Seconds after which whoever waits is told why."""
 PAUSE = 0.01
 """Seconds between two steps in which numba's lock is free for whoever needs a kernel now."""
 
@@ -44,26 +48,30 @@ class Ahead:
 
     >>> ahead, done = Ahead(), []
     >>> ahead.add([lambda: done.append(1), lambda: 1 / 0, lambda: done.append(2)])
+    >>> ahead.add([lambda: done.append(3)])
     >>> ahead.join()
     >>> done
-    [1, 2]
+    [1, 3]
     """
 
     def __init__(self) -> None:
-        self._steps: deque[Step] = deque()
+        self._waited_since: float | None = None
+        self._told = False
+        self._begin_anew()
+        _all.add(self)
+
+    def _begin_anew(self) -> None:
+        """Nothing to do, and no thread."""
+        self._chains: deque[deque[Step]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._awaited: Callable[[], bool] = lambda: False
-        self._told = False
+        self._cold = False
 
-    def add(self, steps: Iterator[Step] | list[Step], awaited: Callable[[], bool] | None = None) -> None:
-        """Do ``steps`` after those before; a step that raises is passed over: whoever really needs it hears of it.
-
-        Where ``awaited()`` is true while this takes longer than ``PATIENCE``, one line on standard error says why.
-        """
+    def add(self, steps: Iterable[Step]) -> None:
+        """Do ``steps`` after those added before. One that raises ends its chain, for the next may need what it was to
+        leave; whoever really needs it hears of it."""
         with self._lock:
-            self._steps.extend(steps)
-            self._awaited = awaited or self._awaited
+            self._chains.append(deque(steps))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="moe-lab-compiler")
                 self._thread.start()
@@ -71,28 +79,81 @@ class Ahead:
     def stop(self) -> None:
         """Do no further step."""
         with self._lock:
-            self._steps.clear()
+            for chain in self._chains:
+                chain.clear()
 
     def join(self) -> None:
         """Wait until all is done."""
         while (thread := self._thread) is not None:
             thread.join()
 
-    def _run(self) -> None:
-        began = time.perf_counter()
-        while True:
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Somebody waits for what is done in this block: if it takes long since kernels are compiled, one line on
+        standard error says so."""
+        self._waited_since = time.perf_counter()
+        try:
+            yield
+        finally:
             with self._lock:
-                if not self._steps or not threading.main_thread().is_alive():
-                    self._thread = None
-                    return
-                step = self._steps.popleft()
-            with contextlib.suppress(Exception):
-                step()
-            if not self._told and time.perf_counter() - began > PATIENCE and self._steps and self._awaited():
-                self._told = True
-                print("moe_lab: compiling kernels, once per installation; the first tokens wait for them",
-                      file=sys.stderr)
+                self._waited_since = None
+
+    def announced(self, steps: Iterator[T]) -> Iterator[T]:
+        """The same for a run's ``steps``, which are handed on: the line stands before the first of them or nowhere, as
+        the others follow within a text."""
+        with self.awaited():
+            first = list(itertools.islice(steps, 1))
+            if first and (running() or (self._cold and self._chains)):
+                self._tell(patience=0)
+        yield from first
+        yield from steps
+
+    def _run(self) -> None:
+        while (chain := self._next()) is not None:
+            with _step:
+                before = begun()
+                try:
+                    chain.popleft()()
+                except Exception:
+                    chain.clear()
+                self._cold = begun() > before
+                if self._cold and self._chains:
+                    self._tell(PATIENCE)
             time.sleep(PAUSE)
+
+    def _next(self) -> deque[Step] | None:
+        """The chain whose turn it is; without one the thread ends."""
+        with self._lock:
+            while self._chains and not self._chains[0]:
+                self._chains.popleft()
+            if not self._chains or not threading.main_thread().is_alive():
+                self._thread = None
+                return None
+            return self._chains[0]
+
+    def _tell(self, patience: float) -> None:
+        """Say why somebody waits, once, if somebody does and has done so for ``patience`` seconds."""
+        with self._lock:
+            since = self._waited_since
+            if self._told or since is None or time.perf_counter() - since < patience:
+                return
+            self._told = True
+            print("moe_lab: compiling kernels, once per installation; the first tokens wait for them", file=sys.stderr)
+
+
+_all: weakref.WeakSet[Ahead] = weakref.WeakSet()
+_step = threading.RLock()
+"""Held during a step. A fork waits for it: a child has no thread that could end what was begun."""
+
+
+def _let_go_in_child() -> None:
+    for ahead in _all:
+        ahead._begin_anew()
+    _step.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_step.acquire, after_in_parent=_step.release, after_in_child=_let_go_in_child)
 
 
 def _weakly(method: Callable[[], object]) -> Step:

@@ -21,6 +21,10 @@ from typing import Any, TypeVar, overload
 import numba
 import numpy as np
 from numba.core.bytecode import FunctionIdentity
+from numba.core.compiler_lock import global_compiler_lock
+
+from moe_lab.kernels.kept import KernelCache, say_once
+from moe_lab.kernels.switches import refuse_plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +42,9 @@ def _own_names() -> None:
 _own_names()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_own_names)
+    # A child has none of the other threads: a lock that one of them held to compile would never be free there.
+    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=global_compiler_lock.release,
+                        after_in_child=global_compiler_lock.release)
 
 
 @functools.cache
@@ -50,23 +57,23 @@ def _folder_stamp() -> str:
 
 
 def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None, name: str | None = None) -> None:
-    """Let a numba dispatcher find its machine code of an earlier process; without a writable folder, do nothing.
+    """Let a numba dispatcher find its machine code of an earlier process; without a folder for it, do nothing.
 
     numba tells closures apart by an id that is new in every process. Here they are told apart by the source of
     ``inner``, a function that the dispatcher closes over, or by ``name``, where all that it closes over stands in this
     folder and follows from the name.
     """
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError:        # read-only installation and no home folder
-        return
-    cache = dispatcher._cache
-    cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _folder_stamp())
     if inner is not None:
         source = hashlib.sha256(Path(inner.__code__.co_filename).read_bytes()).hexdigest()
         name = f"{inner.__module__}.{inner.__qualname__} {source}"
-    if name is not None:
-        cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple(), name)
+    try:
+        dispatcher._cache = KernelCache(dispatcher.py_func, _folder_stamp(), name)
+    except OSError:             # said where it was found
+        return
+    except RuntimeError:
+        if os.path.exists(dispatcher.py_func.__code__.co_filename):         # not a function of a prompt
+            say_once("there is no folder to keep kernels in, so every process compiles them anew, which takes up to a "
+                     "minute; set NUMBA_CACHE_DIR to a folder that can be written")
 
 
 @overload
@@ -88,6 +95,9 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
         inline: a helper whose body is put in the place of every call. Vectors are passed in registers only then.
         name: of a function that closes over others of this folder: what tells it from its siblings on disk.
 
+    Raises:
+        SettingError: numba is told to compile nothing.
+
     Example:
         >>> @jit
         ... def double(x):
@@ -95,6 +105,8 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
         >>> double(3)
         6
     """
+    refuse_plain()
+
     def compiled(plain: F) -> F:
         fastmath: Any = {"reassoc", "contract"} if reorder else False
         alone = not (helper or inline)

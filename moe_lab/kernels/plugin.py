@@ -8,6 +8,7 @@ closures are frozen when a function is compiled.
 from __future__ import annotations
 
 import linecache
+import os
 import re
 import threading
 import traceback
@@ -22,6 +23,7 @@ from numba.core.errors import NumbaError
 from moe_lab.errors import PolicyError
 from moe_lab.kernels.jit import keep_on_disk
 from moe_lab.kernels.pointers import SIGNATURES
+from moe_lab.kernels.switches import refuse_plain
 
 if TYPE_CHECKING:
     from moe_lab.policy import Policy
@@ -32,6 +34,16 @@ HOOKS = {"routing": ("rank",), "eviction": ("keep", "touch", "left", "token")}
 _compiled: weakref.WeakKeyDictionary[type[Policy], dict[str, int]] = weakref.WeakKeyDictionary()
 _alive: list[Any] = []
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a child after a fork: who held the lock may be a thread of the parent."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def addresses(policy: type[Policy]) -> dict[str, int]:
@@ -78,6 +90,7 @@ def finder(keep: Callable[..., float]) -> Callable[..., int]:
 
 
 def _compile(policy: type[Policy]) -> dict[str, int]:
+    refuse_plain()
     found = {}
     for name in HOOKS[policy.kind]:
         function = getattr(policy, name)
@@ -151,9 +164,11 @@ def raised(error: Exception, policies: tuple[type[Policy], ...], rerun: Callable
     """The PolicyError for an exception in compiled code. ``rerun`` repeats the work with the plain functions.
 
     numba carries the line of a ``raise``; for a division by zero or an index out of range the plain functions
-    are asked, which fail at the same place.
+    are asked, which fail at the same place. An exception that no policy can have caused is raised again as it is.
     """
     found = [(policy, at) for policy in policies if (at := blamed(error, policy))]
+    if not found and _of_nobody(error):
+        raise error
     if not found:
         try:
             with np.errstate(divide="raise"):       # NumPy's numbers would only warn
@@ -166,3 +181,10 @@ def raised(error: Exception, policies: tuple[type[Policy], ...], rerun: Callable
     names = " or ".join(repr(policy.name) for policy in policies)
     at = "; ".join(place(function) for policy in policies for function in functions(policy))
     return PolicyError(f"policy {names} raised {what}. Its functions: {at}. Nothing was changed.")
+
+
+def _of_nobody(error: Exception) -> bool:
+    """Whether the machine ran short of something, or numba failed before any machine code was run."""
+    numba_itself = os.path.dirname(numba.__file__) + os.sep
+    return isinstance(error, (MemoryError, OSError, NumbaError)) or any(
+        frame.filename.startswith(numba_itself) for frame in traceback.extract_tb(error.__traceback__))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from layers import changing, new_layer, random_ids, random_logits, softmax
+from numba.core.sigutils import normalize_signature
 
 import moe_lab as ml
 from moe_lab.errors import PolicyError
@@ -227,6 +228,39 @@ def test_a_replay_that_fails_is_undone(rng: np.random.Generator) -> None:
         with pytest.raises(PolicyError, match=said):
             replay_layer(random_ids(rng, 60, 2, 8), None, state)
         assert changing(state) == before
+
+
+def out_of_memory(*given: object) -> None:
+    raise MemoryError
+
+
+def damaged_disk(*given: object) -> None:
+    raise OSError("read error")
+
+
+def wrong_within_numba(*given: object) -> None:
+    normalize_signature(3)
+
+
+@pytest.mark.parametrize(("failing", "kind"), [(out_of_memory, MemoryError), (damaged_disk, OSError),
+                                               (wrong_within_numba, TypeError)])
+def test_what_no_policy_can_have_caused_is_told_as_it_is(failing: Callable, kind: type[Exception],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_lab.kernels.walk.walk_kernel", failing)
+    row = np.ones((1, 8), dtype=np.float32)
+    with pytest.raises(kind) as caught:
+        walk(new_layer(8, 2, 4), row, row)
+    assert not isinstance(caught.value, PolicyError)
+
+
+def rank_that_finds_no_file(logits, weights, K, resident, state, params, scores):
+    raise OSError("no such file")                                                       # here
+
+
+def test_a_policy_that_raises_an_error_of_the_system_itself_is_named(rng: np.random.Generator) -> None:
+    policy = routing(rank_that_finds_no_file)
+    fails_undone(new_layer(8, 2, 4, policy), rng, "raised OSError: no such file", policy.name,
+                 line_of(rank_that_finds_no_file))
 
 
 # --- how it is compiled ------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,19 @@ def test_a_price_is_shown_only_where_there_is_one() -> None:
     assert _price(20.0, 20.0) == "20.00"
 
 
+def test_nothing_of_a_text_is_printed_before_its_first_token_is_there(run: Run,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = ml.Engine.stream
+
+    def told(engine: ml.Engine, *words: object, **options: object) -> Iterator[object]:
+        print("a word on compiling")
+        yield from stream(engine, *words, **options)        # type: ignore[arg-type]
+
+    monkeypatch.setattr(ml.Engine, "stream", told)
+    _, out, _ = run("generate", "def add(", "--cache", "50%", "--tokens", "2")
+    assert 0 < out.index("a word on compiling\n") < out.index("def add(")
+
+
 def test_compile_leaves_nothing_to_compile_for_a_first_run(run: Run) -> None:
     status, _, err = run("compile", "--weights", "bf16")
     assert status == 0
@@ -122,3 +136,21 @@ def test_compile_leaves_nothing_to_compile_for_a_first_run(run: Run) -> None:
               "print(len(compiled.buffer))")
     first = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (first.stdout, first.stderr) == ("0\n", "")
+
+
+@pytest.mark.slow
+def test_kernels_damaged_on_disk_are_made_anew_and_blame_nobody(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def lab(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "moe_lab", *words], capture_output=True, text=True,
+                              env=environment, check=True)
+
+    lab("compile", "--weights", "bf16")
+    kept = [*tmp_path.rglob("*.nbi"), *tmp_path.rglob("*.nbc")]
+    for number, file in enumerate(kept):
+        file.write_bytes(file.read_bytes()[: (0, 40, -1)[number % 3]])
+    damaged = {file: file.read_bytes() for file in kept}
+    lab("generate", "def f(", "--cache", "50%", "--tokens", "2")
+    lab("compile", "--weights", "bf16")
+    assert [file for file in kept if file.read_bytes() == damaged[file]] == []

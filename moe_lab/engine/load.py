@@ -80,7 +80,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     name = spec.dtype if weights is None else weights
     format = _format(name, "weights")
     part = _format(("q8" if name in CODES else name) if dense is None else dense, "dense").name
-    instructions.chosen()           # refuses what MOE_LAB_KERNELS asks for and this processor lacks
+    instructions.check()            # refuses what the environment asks for and this processor lacks
     crew.shared()                   # and what MOE_LAB_THREADS asks for and is no number of threads
     for policy in (chosen_routing, chosen_eviction):
         check_layers(policy, spec.L)

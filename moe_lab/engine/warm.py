@@ -2,7 +2,7 @@
 
 Knows through which kernels a text goes, and in which order; calls each once on next to nothing, or compiles it for the
 types of the model's own arrays. On the first run of a version this takes seconds; afterwards numba finds them on disk.
-Whoever needs a kernel earlier compiles it or waits for it, as without this.
+Whoever needs a kernel earlier compiles it or waits for it, as without this, and is told so if that takes long.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Ahead:
         the others follow within a text."""
         with self.awaited():
             first = list(itertools.islice(steps, 1))
-            if first and (running() or (self._cold and self._chains)):
+            if first and (running() or self._more_to_compile()):
                 self._tell(patience=0)
         yield from first
         yield from steps
@@ -117,7 +117,7 @@ class Ahead:
                 except Exception:
                     chain.clear()
                 self._cold = begun() > before
-                if self._cold and self._chains:
+                if self._more_to_compile():
                     self._tell(PATIENCE)
             time.sleep(PAUSE)
 
@@ -130,6 +130,11 @@ class Ahead:
                 self._thread = None
                 return None
             return self._chains[0]
+
+    def _more_to_compile(self) -> bool:
+        """Whether steps are left, and the last one found its kernels missing on disk."""
+        with self._lock:
+            return self._cold and any(self._chains)
 
     def _tell(self, patience: float) -> None:
         """Say why somebody waits, once, if somebody does and has done so for ``patience`` seconds."""

@@ -46,7 +46,7 @@ define i32 @dot(<16 x i8> %w, <16 x i8> %x) {
 def features() -> frozenset[str]:
     """What numba may use: the processor's features, or those of NUMBA_CPU_FEATURES where that is set."""
     listed = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
-    found = {name[1:] for name in listed.split(",") if name.startswith("+")}
+    found = set(_plus(listed))
     if platform.machine().lower() in ("aarch64", "arm64"):
         cpu = config.CPU_NAME or llvm.get_host_cpu_name()
         found -= {"dotprod"}
@@ -75,6 +75,29 @@ def possible() -> tuple[str, ...]:
     """
     here = features()
     return tuple(path for path, sets in NEEDS.items() if any(needed <= here for needed in sets))
+
+
+def check() -> None:
+    """Look at what the environment asks of the processor, before anything is compiled for it.
+
+    Raises ``SettingError`` where MOE_LAB_KERNELS or NUMBA_CPU_FEATURES names what it lacks. Some systems do not list
+    what a processor has; there numba's user is believed.
+    """
+    chosen()
+    here = _plus(get_host_cpu_features())
+    lacking = _plus(config.CPU_FEATURES or "") - here
+    if here and lacking:
+        raise SettingError(f"NUMBA_CPU_FEATURES asks for {', '.join(sorted(lacking))}, which this processor does not "
+                           "have; leave that out, or unset it")
+
+
+def _plus(listed: str) -> frozenset[str]:
+    """The features that a list in LLVM's manner has.
+
+    >>> sorted(_plus("+avx2,-avx512f,+fma"))
+    ['avx2', 'fma']
+    """
+    return frozenset(name[1:] for name in listed.split(",") if name.startswith("+"))
 
 
 def chosen() -> str:

@@ -23,8 +23,8 @@ import numpy as np
 from numba.core.bytecode import FunctionIdentity
 from numba.core.compiler_lock import global_compiler_lock
 
+from moe_lab.kernels import switches
 from moe_lab.kernels.kept import KernelCache, say_once
-from moe_lab.kernels.switches import refuse_plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,14 +66,17 @@ def keep_on_disk(dispatcher: Any, inner: Callable[..., Any] | None = None, name:
     if inner is not None:
         source = hashlib.sha256(Path(inner.__code__.co_filename).read_bytes()).hexdigest()
         name = f"{inner.__module__}.{inner.__qualname__} {source}"
+    anew = "so every process compiles them anew, which takes up to a minute"
+    if switches.unkept():
+        say_once(f"under {switches.unkept()} kernels cannot be kept on disk, {anew}")
+        return
     try:
         dispatcher._cache = KernelCache(dispatcher.py_func, _folder_stamp(), name)
     except OSError:             # said where it was found
         return
     except RuntimeError:
         if os.path.exists(dispatcher.py_func.__code__.co_filename):         # not a function of a prompt
-            say_once("there is no folder to keep kernels in, so every process compiles them anew, which takes up to a "
-                     "minute; set NUMBA_CACHE_DIR to a folder that can be written")
+            say_once(f"there is no folder to keep kernels in, {anew}; set NUMBA_CACHE_DIR to one that can be written")
 
 
 @overload
@@ -96,7 +99,7 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
         name: of a function that closes over others of this folder: what tells it from its siblings on disk.
 
     Raises:
-        SettingError: numba is told to compile nothing.
+        SettingError: a switch of numba lets nothing be compiled.
 
     Example:
         >>> @jit
@@ -105,12 +108,12 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
         >>> double(3)
         6
     """
-    refuse_plain()
+    switches.refuse()
 
     def compiled(plain: F) -> F:
         fastmath: Any = {"reassoc", "contract"} if reorder else False
         alone = not (helper or inline)
-        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline,
+        dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline, debug=False,
                                 no_cpython_wrapper=not alone, no_cfunc_wrapper=not alone)(plain)
         if cache and alone:
             keep_on_disk(dispatcher, name=name)

@@ -43,7 +43,8 @@ class KeptFiles(IndexDataCacheFile):
     """The index and the files of machine code of one function.
 
     >>> import tempfile
-    >>> files = KeptFiles(tempfile.mkdtemp(), "double-1.py", "the sources' hash")
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> files = KeptFiles(folder.name, "double-1.py", "the sources' hash")
     >>> files.load("float64") is None
     True
     >>> files.save("float64", b"machine code")
@@ -122,9 +123,10 @@ class _Ours:
 
     def ensure_cache_path(self) -> None:
         """Make the folder where it is missing; an ``OSError`` says that kernels cannot be kept there."""
+        refuse_if_open(self.get_cache_path())
         trust.make_folder(self.get_cache_path())
         super().ensure_cache_path()  # type: ignore[misc]
-        refuse_if_open(self.get_cache_path())
+        refuse_if_open(self.get_cache_path())       # somebody may have made it in between
 
 
 class _Named(_Ours, UserProvidedCacheLocator):
@@ -146,6 +148,12 @@ class _BesideSources(_Ours, InTreeCacheLocator):
 
 class _OfUser(_Ours, UserWideCacheLocator):
     """The user's folder for caches."""
+
+    def ensure_cache_path(self) -> None:
+        """Make the folder; an ``OSError`` says that it cannot be, or that the system knows no home of this user."""
+        if not os.path.isabs(self._cache_path):         # else a folder named "~" would be made wherever we are
+            raise FileNotFoundError(self._cache_path)
+        super().ensure_cache_path()
 
 
 class _Places(CompileResultCacheImpl):
@@ -191,19 +199,11 @@ class KernelCache(FunctionCache):
         return (*key, switches.in_force())
 
 
-@functools.cache
-def _why_refused(folder: str) -> str:
-    """Why kernels in ``folder`` are neither run nor kept, empty if they are. The first reason is said aloud."""
+def refuse_if_open(folder: str) -> None:
+    """Raise ``PermissionError`` where others may write to ``folder`` or to one above it, and say so once."""
     why = trust.open_to_others(folder)
     if why:
-        say_once(f"kept kernels in {folder} are not used, since {why}; or set NUMBA_CACHE_DIR to a folder of your own")
-    return why
-
-
-def refuse_if_open(folder: str) -> None:
-    """Raise ``PermissionError`` where others may write to ``folder``."""
-    why = _why_refused(folder)
-    if why:
+        say_once(f"kept kernels in {folder} are not used, since {why}; NUMBA_CACHE_DIR can name a folder of your own")
         raise PermissionError(why)
 
 

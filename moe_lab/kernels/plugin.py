@@ -21,9 +21,9 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from moe_lab.errors import PolicyError
+from moe_lab.kernels import switches
 from moe_lab.kernels.jit import keep_on_disk
 from moe_lab.kernels.pointers import SIGNATURES
-from moe_lab.kernels.switches import refuse_plain
 
 if TYPE_CHECKING:
     from moe_lab.policy import Policy
@@ -90,7 +90,7 @@ def finder(keep: Callable[..., float]) -> Callable[..., int]:
 
 
 def _compile(policy: type[Policy]) -> dict[str, int]:
-    refuse_plain()
+    switches.refuse()
     found = {}
     for name in HOOKS[policy.kind]:
         function = getattr(policy, name)
@@ -98,11 +98,12 @@ def _compile(policy: type[Policy]) -> dict[str, int]:
             found[name] = 0
             continue
         ours = (function.__module__ or "").startswith("moe_lab.")     # a cell run by exec has none
-        dispatcher = numba.njit(nogil=True, boundscheck=not ours)(function)
+        checks = {"boundscheck": False, "debug": False} if ours else {"boundscheck": True}
+        dispatcher = numba.njit(nogil=True, **checks)(function)
         if name == "keep":
             if not ours:
                 _address(policy, function, dispatcher, "keep")      # an error should name keep, not the loop
-            name, dispatcher = "weakest", numba.njit(nogil=True)(finder(dispatcher))
+            name, dispatcher = "weakest", numba.njit(nogil=True, debug=False)(finder(dispatcher))
         if ours:
             keep_on_disk(dispatcher, function)
         found[name] = _address(policy, function, dispatcher, name)

@@ -23,14 +23,24 @@ def in_force() -> str:
     return repr([sys.flags.optimize, *(getattr(config, name) for name in SHAPING)])
 
 
-def refuse_plain() -> None:
-    """Kernels work on memory by its address, which no plain Python does.
+def refuse() -> None:
+    """Look at switches under which nothing can be compiled.
 
     Raises:
-        SettingError: numba is told to compile nothing.
+        SettingError: numba is told to compile nothing, which kernels cannot do without (they work on memory by its
+            address), or told of the processor in words that would end the process.
     """
     if config.DISABLE_JIT:
         raise SettingError(
             "NUMBA_DISABLE_JIT is set, and MoE Lab's kernels cannot run uncompiled; unset it and start Python anew. To "
             "debug a policy, call its plain function (MyPolicy.rank, MyPolicy.keep) or set a breakpoint there and run "
             "ml.testing.check_policy(MyPolicy), which runs it beside the compiled one")
+    wrong = [name for name in (config.CPU_FEATURES or "").split(",") if name and name[0] not in "+-"]
+    if wrong:
+        raise SettingError(f"NUMBA_CPU_FEATURES={config.CPU_FEATURES!r}: each feature begins with + or -; type "
+                           f"+{wrong[0].strip()}, or unset it")
+
+
+def unkept() -> str:
+    """The switch under which machine code holds addresses of its process and cannot be kept; empty if there is none."""
+    return "NUMBA_OPT=0" if config.OPT == 0 else ""

@@ -46,18 +46,21 @@ def make_file(path: str) -> int:
 
 
 def open_to_others(folder: str) -> str:
-    """Why files in ``folder``, an absolute path without links, may not be ours, in words; empty where they are.
+    """Why files in ``folder``, an absolute path without links, may not be ours, in words; empty where they are. Of a
+    folder that is not there yet those above it are asked.
 
     Raises:
-        OSError: there is no such folder, or it cannot be looked at.
+        OSError: a folder cannot be looked at.
     """
     for place in (Path(folder), *Path(folder).parents):
+        if not place.exists():
+            continue
         status = place.stat()
         if not _owned(status):
             return f"{place} belongs to another user (id {status.st_uid})"
         guarded = place != Path(folder) and status.st_mode & stat.S_ISVTX
         if _writable_by_others(status) and not guarded:
-            return f"others may write to {place} (type chmod go-w {place})"
+            return f"others may write to {place} (chmod go-w {place} would mend it)"
     return ""
 
 

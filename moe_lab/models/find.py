@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from moe_lab.errors import CheckpointError, UnsupportedModelError
+from moe_lab.errors import CheckpointError, SettingError, UnsupportedModelError
 from moe_lab.kernels.activation import TWINS
 from moe_lab.models.hub import first_line
 
@@ -66,6 +67,9 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
 
 def model_class(config: PreTrainedConfig, name: str) -> type[Any]:
     """The language model class of a configuration."""
+    if sys.flags.optimize > 1:
+        raise SettingError("Python runs without docstrings (-OO, PYTHONOPTIMIZE=2), and transformers makes its models "
+                           "with them; take -O, or neither")
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = found if isinstance(found, tuple) else (found,)
     if classes[0] is None:

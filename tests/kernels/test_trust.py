@@ -92,7 +92,7 @@ def test_a_folder_that_only_its_owner_may_write_to_is_safe(folder: Path) -> None
 @pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777])
 def test_a_folder_that_all_may_write_to_is_not_safe_even_if_sticky(folder: Path, mode: int) -> None:
     folder.chmod(mode)
-    assert trust.open_to_others(str(folder)) == f"others may write to {folder} (type chmod go-w {folder})"
+    assert trust.open_to_others(str(folder)) == f"others may write to {folder} (chmod go-w {folder} would mend it)"
 
 
 def test_a_folder_whose_parent_lets_others_rename_it_is_not_safe(folder: Path) -> None:

@@ -50,6 +50,7 @@ class KeptFiles(IndexDataCacheFile):
     >>> files.save("float64", b"machine code")
     >>> files.load("float64"), files.load("int64")
     (b'machine code', None)
+    >>> folder.cleanup()
     """
 
     def load(self, key: Any) -> Any:

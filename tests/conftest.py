@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,6 +30,17 @@ def seed() -> int:
 def rng(seed: int) -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_memory_of_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Digests of weight files are remembered in a folder of the tests' own."""
+    from moe_lab.store import content
+
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

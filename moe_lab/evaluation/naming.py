@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.errors import PolicyError
-from moe_lab.evaluation.results import class_key
+from moe_lab.kernels.policy_code import code_of
 from moe_lab.policy import Policy
 
 
@@ -39,7 +39,7 @@ def one_name_one_policy(policies: Sequence[Policy]) -> None:
     known: dict[str, type[Policy]] = {}
     for policy in policies:
         other = known.setdefault(policy.name, type(policy))
-        if other is not type(policy) and class_key(other) != class_key(type(policy)):
+        if other is not type(policy) and code_of(other) != code_of(type(policy)):
             raise PolicyError(f"two different {policy.kind} policies are called {policy.name!r} ({other.__module__} "
                               f"and {type(policy).__module__}); their rows could not be told apart: rename one")
 

@@ -24,6 +24,7 @@ from moe_lab.errors import PolicyError
 from moe_lab.kernels import switches
 from moe_lab.kernels.jit import keep_on_disk
 from moe_lab.kernels.pointers import SIGNATURES
+from moe_lab.kernels.policy_code import freeze
 
 if TYPE_CHECKING:
     from moe_lab.policy import Policy
@@ -57,6 +58,7 @@ def addresses(policy: type[Policy]) -> dict[str, int]:
     with _lock:
         if policy not in _compiled:
             _compiled[policy] = _compile(policy)
+            freeze(policy)
         return _compiled[policy]
 
 

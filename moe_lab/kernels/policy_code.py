@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
 from moe_lab.digests import Stretch, digest, digests
@@ -43,27 +44,43 @@ class Code(NamedTuple):
     """What the digest cannot stand for, in words; empty where it stands for all. It then holds in this process only."""
 
 
-_frozen: weakref.WeakKeyDictionary[type[Policy], Code] = weakref.WeakKeyDictionary()
+_frozen: weakref.WeakKeyDictionary[type[Policy], tuple[Any, list[str]]] = weakref.WeakKeyDictionary()
+"""The functions of compiled classes as they were then, and what was strange in them."""
 _helpers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """What compiled helpers were when the first policy that calls them was compiled."""
+_names: weakref.WeakKeyDictionary[type[Policy], str] = weakref.WeakKeyDictionary()
+"""Of classes that have no digest."""
 
 
 def code_of(cls: type[Policy]) -> Code:
-    """The code of a policy class: as it was compiled, or as it would be now.
+    """The code of a policy class: its functions as they were compiled, or as they would be now.
 
     >>> from moe_lab.eviction import FIFO, LRU
     >>> code_of(LRU) == code_of(LRU) != code_of(FIFO)
     True
     """
-    return _frozen.get(cls) or _look(cls, {})
+    functions, strange = _frozen.get(cls) or _functions(cls, {})
+    look = _Look({})
+    parts = [[[key, repr(p)] for key, p in {**cls.parameters(), **cls.tables()}.items()],
+             [look.value(key, getattr(cls, key, None)) for key in PLAIN], functions,
+             [[key, look.value(key, value)] for key, value in sorted(own(cls).items())]]
+    if strange := strange + look.strange:
+        return Code(_names.setdefault(cls, secrets.token_hex(16)), strange[0])
+    return Code(digest(parts), "")
 
 
 def freeze(cls: type[Policy]) -> None:
-    """Remember the code of a class that is compiled now; what its globals become later changes nothing in it."""
+    """Remember the functions of a class that is compiled now; what their globals become later changes nothing."""
     seen: dict[Any, Any] = {}
-    _frozen[cls] = _look(cls, seen)
+    _frozen[cls] = _functions(cls, seen)
     for helper, found in seen.items():
         _helpers.setdefault(helper, found)
+
+
+def _functions(cls: type[Policy], helpers: dict[Any, Any]) -> tuple[Any, list[str]]:
+    """The functions of a class as values, and what is strange in them; ``helpers`` gets those that they call."""
+    look = _Look(helpers)
+    return [look.value(key, getattr(cls, key, None)) for key in FUNCTIONS], look.strange
 
 
 def policy_key(policy: Policy) -> list[Any]:
@@ -87,17 +104,6 @@ def own(cls: type[Policy]) -> dict[str, Any]:
     for base in reversed(cls.__mro__[: cls.__mro__.index(kind)]):
         found |= {key: value for key, value in vars(base).items() if key not in known and not key.startswith("__")}
     return found if any(hasattr(kind, key) for key in found) else {}
-
-
-def _look(cls: type[Policy], helpers: dict[Any, Any]) -> Code:
-    look = _Look(helpers)
-    parts = [[[key, repr(p)] for key, p in {**cls.parameters(), **cls.tables()}.items()],
-             [look.value(key, getattr(cls, key, None)) for key in (*PLAIN, *FUNCTIONS)],
-             [[key, look.value(key, value)] for key, value in sorted(own(cls).items())]]
-    if not look.strange:
-        return Code(digest(parts), "")
-    words = f"{look.strange[0]}, which no digest can stand for"
-    return _frozen.setdefault(cls, Code(secrets.token_hex(16), words))
 
 
 class _Look:
@@ -148,14 +154,17 @@ class _Look:
         if isinstance(value, enum.EnumType):
             members: list[Any] = list(value)
             return [value.__qualname__, [self.value(name, one) for one in members]]
-        self.strange.append(f"{name} is {'the class' if isinstance(value, type) else 'an object:'} "
-                            f"{getattr(value, '__qualname__', type(value).__qualname__)}")
+        kind = f"the class {value.__qualname__}" if isinstance(value, type) else f"a {type(value).__qualname__}"
+        self.strange.append(f"{name} is {kind}, which no digest can stand for")
         return ""
 
     def _compiled(self, name: str, helper: Any) -> Any:
         """A function that numba compiles: its code, and how it is compiled."""
         if helper in _helpers:
             return _helpers[helper]
+        if type(helper._cache) is not NullCache and _root(helper.py_func) != "moe_lab":
+            self.strange.append(f"{name} is kept on disk by numba, which does not look whether what it reads has "
+                                "changed; compile it without cache=True")
         signatures = [] if getattr(helper, "_can_compile", True) else sorted(map(str, helper.overloads))
         found = [self.value(name, helper.py_func), signatures,
                  [[key, str(one)] for key, one in sorted(helper.targetoptions.items())]]

@@ -79,7 +79,7 @@ class _Description:
                                 "transformers' nor MoE Lab's")
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         loader = isinstance(module, PreTrainedModel)        # whose private attributes tell how it was loaded
-        own = {key: value for key, value in vars(module).items()
+        own = {key: value for key, value in dict(vars(module)).items()
                if not (key in _KEPT_BY_TORCH or key in _STEERS_NOTHING or (loader and key.startswith("_")))}
         values = {**own, **module._parameters, **module._buffers}
         return [_full_name(type(module)), [self._hook(name, hook) for hook in hooks if not _captures(hook)],

@@ -162,6 +162,19 @@ def test_a_compiled_helper_keeps_its_digest_for_policies_that_come_later(monkeyp
     assert code_of(made()) == code_of(first)         # numba has frozen the helper with 1.0
 
 
+def test_a_helper_that_numba_keeps_on_disk_has_no_digest():
+    assert "without cache=True" in code_of(reading(numba.njit(cache=True)(helper))).strange
+
+
+def test_what_is_not_compiled_is_looked_at_each_time():
+    made = reading(1.0)
+    addresses(made)
+    before = code_of(made)
+    made.vector = lambda self: np.zeros(3)
+    made.columns = 2
+    assert code_of(made) != before and not code_of(made).strange
+
+
 def test_a_method_that_a_policy_has_of_its_own_is_part_of_its_digest():
     def made(bias):
         class Biased(ml.eviction.LRU):

@@ -48,8 +48,8 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
         disk: ``ml.Disk(bandwidth="200 MB/s")`` slows the readers down, named as simulated everywhere (what is loaded
             before the first token is not slowed).
         seed: the default of sampling and of policies that draw.
-        setup: a file written by ``ml.tune``, which gives cache, weights, routing and eviction; what is typed beside it
-            goes first.
+        setup: a file written by ``ml.tune``, which gives cache, weights, dense, routing and eviction; what is typed
+            beside it goes first.
 
     Raises:
         CheckpointError: no such model, or one that cannot be read.
@@ -77,6 +77,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
         tuned.check(spec)
         cache = tuned.cache if cache is None else cache
         weights = tuned.weights if weights is None else weights  # type: ignore[assignment]
+        dense = tuned.dense if dense is None else dense  # type: ignore[assignment]
     name = spec.dtype if weights is None else weights
     format = _format(name, "weights")
     part = _format(("q8" if name in CODES else name) if dense is None else dense, "dense").name

@@ -16,6 +16,7 @@ from moe_lab.errors import PolicyError, SettingError
 from moe_lab.parameters import Schedule
 from moe_lab.policy import P, Policy
 from moe_lab.spec import ModelSpec
+from moe_lab.trace_files.whole import whole
 
 VERSION = 1
 _SHAPE = ("family", "experts", "top_k", "hidden", "expert_hidden")
@@ -28,7 +29,7 @@ def shape_of(spec: ModelSpec) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Setup:
-    """Policies by name and values, slots and weight format, for models of one shape.
+    """Policies by name and values, slots and weight formats, for models of one shape.
 
     >>> Setup("lru", {}, "cache-prior", {"penalty": 0.2}, 32, "bf16", {"experts": 64}).cache
     32
@@ -44,22 +45,25 @@ class Setup:
     model: Mapping[str, Any]
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """Figures that speak for it; for people, not read back by ``load``."""
+    dense: str | None = None
+    """Format of the dense part; None where the file does not say, and ``load`` chooses as it does without a setup."""
 
     def write(self, path: str | Path) -> None:
         """Write to ``path``, whole or not at all."""
         path = Path(path)
         text = json.dumps({
-            "moe_lab_setup": VERSION, "model": dict(self.model), "weights": self.weights, "cache": self.cache,
+            "moe_lab_setup": VERSION, "model": dict(self.model), "weights": self.weights, "dense": self.dense,
+            "cache": self.cache,
             "routing": {"name": self.routing, "values": dict(self.routing_values)},
             "eviction": {"name": self.eviction, "values": dict(self.eviction_values)},
             "evidence": dict(self.evidence),
         }, indent=2)
-        part = path.with_name(f".{path.name}.part")
         try:
-            part.write_text(text + "\n", encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise SettingError(f"the setup cannot be written to {path}: {error.strerror}") from error
+            with whole(path) as file:
+                file.write(text + "\n")
+        except (OSError, ValueError) as error:
+            raise SettingError(f"the setup cannot be written to {path}: {error}; type setup='file' in a folder that "
+                               "is there") from error
 
     @classmethod
     def read(cls, path: str | Path) -> Setup:
@@ -77,13 +81,13 @@ class Setup:
         try:
             made = cls(found["eviction"]["name"], dict(found["eviction"]["values"]), found["routing"]["name"],
                        dict(found["routing"]["values"]), found["cache"], found["weights"], dict(found["model"]),
-                       dict(found.get("evidence", {})))
+                       dict(found.get("evidence", {})), found.get("dense"))
         except (KeyError, TypeError, ValueError) as error:
             raise SettingError(f"setup={str(path)!r} is not whole: {type(error).__name__} {error}; write it again with "
                                "ml.tune(..., setup='file')") from error
-        names = (made.eviction, made.routing, made.weights)
+        names = (made.eviction, made.routing, made.weights, made.dense or "")
         if type(made.cache) is not int or not all(isinstance(name, str) for name in names):
-            raise SettingError(f"setup={str(path)!r} is damaged: cache must be slots, names and weights must be texts")
+            raise SettingError(f"setup={str(path)!r} is damaged: cache must be slots, names and formats must be texts")
         return made
 
     def check(self, spec: ModelSpec) -> None:
@@ -105,10 +109,23 @@ class Setup:
 
 
 def setup_of(routing: Policy, eviction: Policy, cache: int, weights: str, spec: ModelSpec,
-             evidence: Mapping[str, Any]) -> Setup:
+             evidence: Mapping[str, Any], dense: str | None = None) -> Setup:
     """The setup of policies on a model."""
-    return Setup(eviction.name, _written(eviction), routing.name, _written(routing), cache, weights, shape_of(spec),
-                 evidence)
+    return Setup(_name(eviction), _written(eviction), _name(routing), _written(routing), cache, weights, shape_of(spec),
+                 evidence, dense)
+
+
+def check_place(path: str | Path) -> None:
+    """Raise a SettingError where no setup can be written to ``path``; for the moment before long work."""
+    place = Path(path).absolute()
+    if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
+        raise SettingError(f"setup={str(path)!r}: no file can be written there; type the name of a file in a folder "
+                           "that is there and that you may write to")
+
+
+def _name(policy: Policy) -> str:
+    """What it is found by again; one of the user's own, which may be called like a shipped one, is not."""
+    return policy.name if type(policy).__module__.startswith("moe_lab.") else f"{policy.name} (your own)"
 
 
 def _written(policy: Policy) -> dict[str, Any]:

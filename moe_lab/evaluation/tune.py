@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moe_lab.cache import slots_for
-from moe_lab.engine.setup import setup_of
+from moe_lab.engine.setup import check_place, setup_of
 from moe_lab.errors import SettingError, TraceError
 from moe_lab.evaluation.disk_model import DiskModel
 from moe_lab.evaluation.grid import grid, text_ids
@@ -66,13 +66,14 @@ class Tuned:
         Raises:
             SettingError: a place that cannot be written to.
         """
-        spec, format = self.engine.spec, self.engine.format.name
+        spec, engine = self.engine.spec, self.engine
         numbers = {name: getattr(self, name) for name in (
             "seconds_per_token", "plain_seconds_per_token", "miss_rate", "increase", "increase_low", "increase_high",
             "max_increase")}
-        evidence = {**{k: None if math.isnan(v) else v for k, v in numbers.items()}, "costs": asdict(self.costs),
+        evidence = {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "costs": asdict(self.costs),
                     "model": spec.name, "tried": len(self.evidence)}
-        setup_of(self.routing, self.eviction, self.cache, format, spec, evidence).write(path)
+        setup_of(self.routing, self.eviction, self.cache, engine.format.name, spec, evidence,
+                 dense=engine.dense).write(path)
 
     def __repr__(self) -> str:
         disk = "a simulated disk" if self.costs.simulated else "the disk as it was measured"
@@ -105,7 +106,8 @@ def tune(engine: Engine, text: str | Sequence[int] | Trace, *, max_increase: flo
         setup: a file to write the result to, for ``ml.load(..., setup=...)``.
 
     Raises:
-        SettingError: an allowance that is none, a text shorter than a window, or no setting within the allowance.
+        SettingError: an allowance that is none, a text shorter than a window, a ``setup`` that cannot be written, or no
+            setting within the allowance.
         TraceError: a trace of a model of another shape.
         PolicyError, BudgetError: as in ``ml.sweep``.
 
@@ -119,6 +121,8 @@ def tune(engine: Engine, text: str | Sequence[int] | Trace, *, max_increase: flo
         raise SettingError(f"max_increase={max_increase!r} must be a share like 0.01, 0 or more")
     if compute_s is not None and not (isinstance(compute_s, (int, float)) and 0 <= compute_s < math.inf):
         raise SettingError(f"compute_s={compute_s!r} must be seconds a token, 0 or more, or None to measure it")
+    if setup is not None:
+        check_place(setup)
     slots = engine.cache.slots if cache is None else slots_for(cache, engine.spec, engine.format.name)
     evictions = list(dict.fromkeys([LRU(), *(resolve(one, EVICTION, "eviction") for one in listed(eviction))]))
     if isinstance(text, Trace):

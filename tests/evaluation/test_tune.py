@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 import moe_lab as ml
+from moe_lab.engine.setup import Setup
 from moe_lab.errors import BudgetError, PolicyError, SettingError, TraceError
 from moe_lab.evaluation.tune import highest, tune
 
@@ -82,6 +84,64 @@ def test_a_setup_loads_again_and_what_is_typed_goes_first(engine, ids, checkpoin
     other.close()
     evidence = json.loads(path.read_text())["evidence"]
     assert evidence["increase"] == found.increase and evidence["costs"]["simulated"] is True
+
+
+def test_a_setup_keeps_the_format_of_the_dense_part_and_one_without_it_is_read_as_before(checkpoint, ids, tmp_path):
+    path, folder = tmp_path / "fast.json", str(checkpoint("olmoe"))
+    engine = ml.load(folder, cache=4, weights="bf16", dense="q8")
+    tune(engine, ids, max_increase=0, setup=path, store=False, **QUICK)
+    wanted = engine.score(ids, window=WINDOW).perplexity
+    engine.close()
+    again = ml.load(folder, setup=path, routing="original")
+    assert (again.precision, again.score(ids, window=WINDOW).perplexity) == ("bf16, dense q8", wanted)
+    again.close()
+    typed = ml.load(folder, setup=path, dense="f32")
+    assert typed.precision == "bf16, dense f32"
+    typed.close()
+    whole = json.loads(path.read_text())
+    old = {key: value for key, value in whole.items() if key != "dense"}
+    for content, precision in [(old, "bf16"), ({**old, "weights": "q4"}, "q4, dense q8")]:
+        path.write_text(json.dumps(content))
+        before = ml.load(folder, setup=path)
+        assert before.precision == precision
+        before.close()
+    for wrong, words in [(7, "formats must be texts"), ("q9", "dense='q9' is not a format")]:
+        path.write_text(json.dumps({**whole, "dense": wrong}))
+        with pytest.raises(SettingError, match=words):
+            ml.load(folder, setup=path)
+
+
+def test_a_policy_of_ones_own_that_is_called_like_a_shipped_one_is_not_loaded_as_that(engine, ids, tmp_path):
+    @ml.eviction.policy
+    def fifo(expert, stats, state, params, now):
+        return -stats.last_use[expert]
+
+    path = tmp_path / "fast.json"
+    tune(engine, ids, max_increase=0, eviction=fifo, setup=path, store=False, **QUICK)
+    if json.loads(path.read_text())["eviction"]["name"] != "lru":
+        with pytest.raises(PolicyError, match=r"'fifo \(your own\)', which is not one of MoE Lab's"):
+            ml.load(engine.spec.name, setup=path)
+
+
+def test_a_place_where_no_setup_can_be_written_is_refused_before_anything_is_measured(engine, ids, tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere" / "fast.json"):
+        with pytest.raises(SettingError, match="no file can be written there"):
+            tune(engine, ids, setup=place, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists() and engine.telemetry.token == 0
+
+
+def test_a_setup_whose_writing_is_cut_off_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "fast.json"
+    setup = Setup("lru", {}, "original", {}, 4, "bf16", {"experts": 8}, dense="q8")
+    setup.write(path)
+
+    def cut(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        setup.write(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["fast.json"] and Setup.read(path) == setup
 
 
 def test_a_setup_of_another_shape_or_a_damaged_one_is_refused(engine, ids, checkpoint, tmp_path):

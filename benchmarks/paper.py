@@ -24,8 +24,8 @@ from reproduction import accuracy, curves, eviction, floor, head, page, ranks, s
 from reproduction.bench import FULL, QUICK, Bench, Scale, Values
 from tqdm.auto import tqdm
 
+from moe_lab.engine.identity import identity
 from moe_lab.evaluation.measure import Setting, made
-from moe_lab.evaluation.results import checkpoint
 from moe_lab.pocket.corpus import WORLDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ def measure(bench: Bench) -> Values:
         done("accuracy", accuracy.measure(bench, report["curves"]))
         done("synthetic", synthetic.measure(bench))
         done("speed", speed.measure(bench, report["curves"]))
-    report["model"]["digest_after"] = checkpoint(bench.engine.files)
+    report["model"]["digest_after"] = identity(bench.engine).files
     report["made"] = {**made(), "quick": bench.scale.quick, "windows": bench.scale.windows}
     return report
 

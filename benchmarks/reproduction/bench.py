@@ -17,11 +17,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import moe_lab as ml
+from moe_lab.digests import digest
+from moe_lab.engine.identity import identity
 from moe_lab.evaluation.intervals import Interval, paired
 from moe_lab.evaluation.measure import Setting
 from moe_lab.evaluation.points import Point
-from moe_lab.evaluation.results import Results, checkpoint, code, digest, policy_key
+from moe_lab.evaluation.results import Results
+from moe_lab.evaluation.sources import sources_digest
 from moe_lab.eviction import LRU, EvictionPolicy
+from moe_lab.kernels.policy_code import policy_key
 from moe_lab.pocket.corpus import WORLDS
 from moe_lab.routing import Original, RoutingPolicy
 
@@ -62,7 +66,7 @@ class Bench:
         spec = self.engine.spec
         self.sizes = sorted({spec.top_k, *(round(share * spec.experts) for share in (0.25, 0.5, 0.75))})
         self.half = round(spec.experts / 2)
-        self.model_digest = checkpoint(self.engine.files)
+        self.model_digest = identity(self.engine).files
         self._sweeps: dict[str, Any] = {}
         self._traces: dict[str, ml.Trace] = {}
 
@@ -103,7 +107,8 @@ class Bench:
 
     def kept(self, topic: ModuleType, parts: Sequence[Any], make: Callable[[], Values]) -> Values:
         """The values of ``make``, or those it gave before for the same model, text, code and ``parts``."""
-        spec = [self.model_digest, self.scale.window, [digest(self.texts[world]) for world in WORLDS], code()]
+        spec = [identity(self.engine).key, self.scale.window, [digest(self.texts[world]) for world in WORLDS],
+                sources_digest(policies=True)]
         key = digest("paper", inspect.getsource(topic), spec, list(parts))
         found = self.results.get(key)
         if found is None:
@@ -114,7 +119,8 @@ class Bench:
     def trace(self, world: str) -> ml.Trace:
         """The original routes over a world's text with all router logits, from the plain model of transformers."""
         if world not in self._traces:
-            key = digest("paper trace", self.model_digest, digest(self.ids[world]), self.scale.window)
+            spec = [identity(self.engine).key, sources_digest(), self.scale.window]
+            key = digest("paper trace", spec, digest(self.ids[world]))
             found = self.results.get_trace(key)
             if found is None:
                 found = self._record(world)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import numba
 from numba.core.dispatcher import Dispatcher
 
-from moe_lab.errors import ClusterError, MoELabError, SettingError
-from moe_lab.evaluation.results import FUNCTIONS, class_key, code
+from moe_lab.errors import ClusterError, MoELabError, PolicyError, SettingError
+from moe_lab.evaluation.sources import sources_digest
 from moe_lab.eviction import EvictionPolicy
+from moe_lab.kernels.policy_code import FUNCTIONS, PLAIN, code_of, own
 from moe_lab.policy import Policy
 from moe_lab.routing import RoutingPolicy
 
@@ -129,7 +130,7 @@ class Cluster:
 
 def sources() -> str:
     """A hash of all of this package that the figures hang on; its own policies travel by name."""
-    return code("evaluation/*.py", "eviction/*.py", "routing/*.py")
+    return sources_digest(policies=True)
 
 
 def _done(work: Callable[..., Any], here: str, own: _Packed, *shared: Any) -> tuple[Any, MoELabError | None]:
@@ -148,6 +149,17 @@ def _same(packed: _Packed) -> Any:
 
 
 # --- how policies travel ----------------------------------------------------------------------------
+
+
+def check_whole(policies: Iterable[Policy | None]) -> None:
+    """Raise a PolicyError for one that would be another after the journey, before anything is sent."""
+    for policy in dict.fromkeys(policies):
+        try:
+            _unpacked(packed(policy))
+        except MoELabError:
+            raise
+        except Exception as error:      # whatever the code of its author makes the pickler raise
+            raise PolicyError(f"the policy {policy!r} cannot be sent to workers: {error}; leave client out") from error
 
 
 class _Packed:
@@ -192,13 +204,13 @@ class _Pickler(cloudpickle.Pickler):
             if module is not None and thing.__module__ not in cloudpickle.list_registry_pickle_by_value():
                 cloudpickle.register_pickle_by_value(module)
                 self._foreign.add(thing.__module__)
-            return _made_anew, (class_key(thing), thing.kind, _body(thing))
+            return _made_anew, (code_of(thing).digest, thing.kind, _body(thing))
         if isinstance(thing, Dispatcher) and thing.py_func.__module__ in self._foreign:     # numba would send its name
             return _compiled_anew, (thing.py_func, thing.targetoptions)
         return super().reducer_override(thing)
 
 
-_PLAIN = ("name", "state_size", "columns", "needs", "__doc__", "__module__", "__qualname__")
+_PLAIN = (*PLAIN, "__doc__", "__module__", "__qualname__")
 
 
 def _body(cls: type[Policy]) -> dict[str, Any]:
@@ -207,7 +219,8 @@ def _body(cls: type[Policy]) -> dict[str, Any]:
     body |= {**cls.parameters(), **cls.tables()}
     functions = {key: (function, function.__code__.co_filename) for key in FUNCTIONS
                  if (function := getattr(cls, key, None)) is not None}
-    return {"plain": body, "functions": functions, "lossy": vars(cls).get("lossy"), "title": cls.__name__}
+    return {"plain": body, "functions": functions, "own": own(cls), "title": cls.__name__,
+            "strange": code_of(cls).strange}
 
 
 def _compiled_anew(function: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -219,14 +232,15 @@ _KNOWN: dict[tuple[str, str], type[Policy]] = {}
 
 def _made_anew(key: str, kind: str, parts: dict[str, Any]) -> type[Policy]:
     """The class; the same one each time, so that it is compiled once."""
-    name = key, parts["plain"]["name"]
-    if name not in _KNOWN:
-        base: type[Policy] = RoutingPolicy if kind == "routing" else EvictionPolicy
-        body = dict(parts["plain"])
-        for hook, (function, file) in parts["functions"].items():
-            function.__code__ = function.__code__.replace(co_filename=file)     # so that errors name the line
-            body[hook] = staticmethod(function)
-        if parts["lossy"] is not None:
-            body["lossy"] = parts["lossy"]
-        _KNOWN[name] = type(parts["title"], (base,), body)
-    return _KNOWN[name]
+    name = parts["plain"]["name"]
+    base: type[Policy] = RoutingPolicy if kind == "routing" else EvictionPolicy
+    body = {**parts["plain"], **parts["own"]}
+    for hook, (function, file) in parts["functions"].items():
+        function.__code__ = function.__code__.replace(co_filename=file)     # so that errors name the line
+        body[hook] = staticmethod(function)
+    made = type(parts["title"], (base,), body)
+    if not parts["strange"] and code_of(made).digest != key:
+        raise PolicyError(f"the policy {name!r} would be another on a worker: what it reads was changed after it was "
+                          "compiled here, stands in a file that is another there, or cannot travel; define it anew, or "
+                          "leave client out")
+    return _KNOWN.setdefault((key, name), made)

@@ -5,6 +5,7 @@ Knows both sides: what goes out from here, and what a worker does with it. How i
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
+from moe_lab.digests import digest
 from moe_lab.errors import ClusterError, MoELabError, PolicyError
-from moe_lab.evaluation.cluster import Cluster
+from moe_lab.evaluation.cluster import Cluster, check_whole
 from moe_lab.evaluation.counting import Counts, Task, count
 from moe_lab.evaluation.replay_grid import Plan
-from moe_lab.evaluation.results import checkpoint, digest
 from moe_lab.trace import Trace
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from moe_lab.engine import Engine
+    from moe_lab.engine.identity import Identity
     from moe_lab.evaluation.measure import Reference, Setting
     from moe_lab.spec import WeightFormat
 
@@ -37,8 +39,10 @@ def counted(client: Client, made: Plan, tick: Callable[[int], object]) -> tuple[
 
     Raises:
         SettingError: a client that is none.
+        PolicyError: a policy that would be another on a worker.
     """
     cluster = Cluster(client)
+    check_whole(policy for _, task in made.tasks for policy in (task.eviction, task.routing))
     found: dict[tuple[int, Task], dict[int, Counts]] = {}
     failed: dict[tuple[int, Task], MoELabError] = {}
     try:
@@ -66,26 +70,33 @@ class Recipe:
     """As it was asked for."""
     folder: str
     weights: WeightFormat
+    dense: WeightFormat
     seed: int
-    content: str
-    """A hash of the checkpoint."""
+    identity: Identity
+    """What the worker's engine must be, too."""
     ids: tuple[int, ...]
     window: int
 
     @property
     def key(self) -> str:
         """One worker keeps one of them open."""
-        return digest(self.model, self.folder, self.weights, self.seed, self.content, list(self.ids), self.window)
+        return digest(self.model, self.folder, self.identity.key, list(self.ids), self.window)
 
 
 class Away:
-    """A sweep's passes, made by a cluster."""
+    """A sweep's passes, made by a cluster.
 
-    def __init__(self, client: Any, engine: Engine, ids: Sequence[int], window: int) -> None:
+    Raises:
+        PolicyError: a policy that would be another on a worker.
+    """
+
+    def __init__(self, client: Any, engine: Engine, ids: Sequence[int], window: int, identity: Identity,
+                 settings: Sequence[Setting]) -> None:
         self._cluster = Cluster(client)
-        folder = str(Path(engine.files[0]).resolve().parent)
-        recipe = Recipe(engine.spec.name, folder, cast("WeightFormat", engine.format.name), engine.seed,
-                        checkpoint(engine.files), tuple(ids), window)
+        check_whole(policy for setting in settings for policy in (setting.routing, setting.eviction))
+        folder = os.path.dirname(os.path.abspath(engine.files[0]))      # files may be links to somewhere else
+        recipe = Recipe(engine.spec.name, folder, cast("WeightFormat", engine.format.name),
+                        cast("WeightFormat", engine.dense), engine.seed, identity, tuple(ids), window)
         self._recipe = self._cluster.share(recipe)
 
     def reference(self) -> tuple[dict[str, Any], Trace]:
@@ -102,7 +113,7 @@ class Away:
         return record, trace
 
     def measured(self, settings: Sequence[Setting], record: dict[str, Any],
-                 trace: Trace) -> Iterator[tuple[Setting, dict[str, Any] | PolicyError]]:
+                 trace: Trace) -> Iterator[tuple[Setting, Any]]:
         """Each setting with its record as it is done, or with the error of its policy.
 
         Raises:
@@ -166,6 +177,7 @@ def _opened(recipe: Recipe) -> tuple[Engine, Reference]:
 
         from moe_lab.cache import Held
         from moe_lab.engine import load
+        from moe_lab.engine.identity import identity
         from moe_lab.evaluation.measure import Reference
         from moe_lab.models import info
 
@@ -176,10 +188,12 @@ def _opened(recipe: Recipe) -> tuple[Engine, Reference]:
         worker: Any = distributed.get_worker()
         torch.set_num_threads(worker.state.nthreads)
         model = recipe.folder if Path(recipe.folder).is_dir() else recipe.model
-        engine = load(model, cache=info(model).top_k, weights=recipe.weights, seed=recipe.seed)
-        if checkpoint(engine.files) != recipe.content:
+        engine = load(model, cache=info(model).top_k, weights=recipe.weights, dense=recipe.dense, seed=recipe.seed)
+        if odd := identity(engine).apart(recipe.identity):
             engine.close()
-            raise ClusterError(f"{model!r} on a worker is not the checkpoint that lies here; give both the same files")
+            raise ClusterError(f"{model!r} as a worker loads it is not the engine here: {', '.join(odd)}. A worker has "
+                               "what lies in the files, and what it has installed: give both the same, or leave client "
+                               "out")
         _OPEN[recipe.key] = engine, Reference(engine, list(recipe.ids), recipe.window, Held(_room(worker)), None, None,
                                               None)
     return _OPEN[recipe.key]

@@ -2,17 +2,14 @@
 
 Knows an engine, and the original routing over the same text to compare with. Passes go window by window in states
 of their own (``engine.fresh_state``), so the live engine is as before. What comes out are plain sums by window and
-by layer that JSON can hold; rates and intervals are made of them in ``sweep``.
+by layer that JSON can hold; rates and intervals are made of them in ``points``.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +22,7 @@ import torch
 
 from moe_lab.cache import Held
 from moe_lab.engine.score import loss_of, windows
+from moe_lab.evaluation.logits import KeptLogits
 from moe_lab.eviction import LRU, EvictionPolicy
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.residency import LayerState
@@ -40,6 +38,9 @@ KEPT_BYTES = 4 << 30
 """Scratch file for the logits of the original routing; windows beyond it are run again for every point."""
 _CHUNK_BYTES = 2 << 20
 """Float32 logits that are compared at a time: few enough to stay in the processor's cache."""
+
+COUNTED = ("uses", "misses", "swapped", "waits", "stay", "bound")
+"""What is counted in each layer; ``mass`` is added up beside it."""
 
 Tick = Callable[[int], object]
 """Told of every window's tokens when they are through."""
@@ -67,8 +68,7 @@ class Tally:
 
     def __init__(self, L: int, E: int, C: int) -> None:
         self.E, self.C = E, C
-        names = ("uses", "misses", "swapped", "waits", "stay", "bound")
-        self.counts = {name: np.zeros(L, dtype=np.int64) for name in names}
+        self.counts = {name: np.zeros(L, dtype=np.int64) for name in COUNTED}
         self.mass = np.zeros(L, dtype=np.float64)
 
     def add(self, routes: Walked) -> None:
@@ -103,8 +103,7 @@ class Reference:
         whole = record is not None and trace is not None
         self.record, self.trace = (record, trace) if whole else (None, None)
         self._scratch, self._limit = scratch, kept_bytes
-        self._file: Any = None
-        self._kept: list[tuple[int, torch.dtype, tuple[int, ...]]] = []
+        self._logits: KeptLogits | None = None
 
     @property
     def ready(self) -> bool:
@@ -114,26 +113,25 @@ class Reference:
     @property
     def runs(self) -> int:
         """Passes over the text that a comparison of logits needs before it can begin."""
-        return int(self._file is None)
+        return int(self._logits is None)
 
-    def run(self, tick: Tick) -> None:
-        """Pass over the text; keep losses, routes and as many logits as fit."""
+    def run(self, tick: Tick, check: Callable[[], None] | None = None) -> None:
+        """Pass over the text; keep losses, routes and as many logits as fit, unless ``check`` raises at the end."""
         engine, began = self.engine, time.perf_counter()
-        self._file, self._kept = tempfile.TemporaryFile(dir=self._scratch), []      # noqa: SIM115 - outlives this
-        weakref.finalize(self, self._file.close)
-        room = min(self._limit, shutil.disk_usage(self._scratch or tempfile.gettempdir()).free // 2)
-        losses, tokens = [], []
+        kept = KeptLogits(self._scratch, self._limit)
+        losses: list[float] = []
+        tokens: list[int] = []
         with engine.fresh_state(Original(), LRU(), engine.spec.experts, self.held) as telemetry:
             for logits, targets in windows(engine, self.ids, self.window, fresh=True):
                 losses.append(loss_of(logits, targets))
                 tokens.append(len(targets))
-                size = logits.numel() * logits.element_size()
-                if self._file.tell() + size <= room:
-                    self._kept.append((self._file.tell(), logits.dtype, tuple(logits.shape)))
-                    self._file.write(logits.contiguous().view(torch.uint8).numpy().data)
+                kept.add(logits)
                 tick(len(targets))
             routes, gates, phase = telemetry.recorder.arrays()
             found = telemetry.recorder.digest()
+        if check is not None:
+            check()
+        self._logits = kept
         self.record = {"tokens": tokens, "losses": losses, "kl": [0.0] * len(tokens), "same": tokens, "digest": found,
                        "elapsed_s": time.perf_counter() - began, "made": made()}
         self.trace = Trace(ids=routes, weights=gates, phase=phase, experts=engine.spec.experts,
@@ -141,22 +139,19 @@ class Reference:
 
     def logits(self, number: int) -> torch.Tensor:
         """(n, V) of window ``number``, as the model gave them; run again where they were not kept."""
-        if number >= len(self._kept):
-            start = number * self.window
-            part = self.ids[start : start + self.window + 1]
-            with self.engine.fresh_state(Original(), LRU(), self.engine.spec.experts, self.held):
-                return next(windows(self.engine, part, self.window, fresh=True))[0]
-        at, dtype, shape = self._kept[number]
-        self._file.seek(at)
-        raw = bytearray(self._file.read(dtype.itemsize * int(np.prod(shape))))
-        return torch.frombuffer(raw, dtype=dtype).reshape(shape)
+        if self._logits is not None and (kept := self._logits.get(number)) is not None:
+            return kept
+        start = number * self.window
+        part = self.ids[start : start + self.window + 1]
+        with self.engine.fresh_state(Original(), LRU(), self.engine.spec.experts, self.held):
+            return next(windows(self.engine, part, self.window, fresh=True))[0]
 
     def close(self) -> None:
         """Let logits and experts go."""
         self.held = Held(self.held.limit)
-        if self._file is not None:
-            self._file.close()
-            self._file, self._kept = None, []
+        if self._logits is not None:
+            self._logits.close()
+            self._logits = None
 
 
 def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) -> dict[str, Any]:
@@ -231,7 +226,7 @@ def compare(original: torch.Tensor, routed: torch.Tensor) -> tuple[float, int]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("moe-lab", "torch", "transformers", "numba")}
+    return {name: version(name) for name in ("moe-lab", "torch", "transformers", "numba", "numpy")}
 
 
 def made() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A grid of routing x eviction x cache over one text: quality against misses, point by point.
 
-Knows settings, results and how figures follow from sums. The passes are ``measure``'s, the files ``results``'s.
+Knows settings and the order of work. The passes are ``measure``'s, figures ``points``'s, what is kept ``keeping``'s.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from moe_lab.cache import Held
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.evaluation.grid import grid, text_ids
+from moe_lab.evaluation.keeping import Keeping
 from moe_lab.evaluation.measure import Reference, Setting, measure
 from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import COLUMNS, Point, point_of
-from moe_lab.evaluation.results import Results, checkpoint, code, digest, open_results, policy_key
+from moe_lab.evaluation.results import Results, open_results
 from moe_lab.kernels.belady import belady
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Sweep:
 
     Raises:
         PolicyError: at the end, where every setting failed; a single one is ``skipped``.
-        ClusterError: the cluster went away.
+        SettingError: the engine was changed after this was made.
+        ReadError: a weight file is gone, or has changed since it was loaded.
+        ClusterError: the cluster went away, or its workers would measure another model.
     """
 
     def __init__(self, engine: Engine, settings: Sequence[Setting], skipped: Sequence[tuple[str, str]], ids: list[int],
@@ -48,14 +51,15 @@ class Sweep:
         self.settings = tuple(settings)
         self.window, self.tokens = window, len(ids) - 1
         self._skipped = list(skipped)
-        self._engine, self._results, self._ids = engine, results, ids
+        self._engine, self._ids = engine, ids
         self._points: dict[Setting, Point | None] = {}
-        self._base = [checkpoint(engine.files), engine.format.name, digest(ids), window, engine.seed, code()]
         self._failure: PolicyError | None = None
-        key = digest("reference", *self._base)
+        self._keeping = Keeping(engine, ids, window, results, files=client is not None)
+        if client is not None and (strange := self._keeping.identity.strange):
+            raise SettingError(f"client=...: {strange}. Workers load the model from its files and would measure "
+                               "another one; leave client out")
         held = Held(int(psutil.virtual_memory().available * HELD_SHARE))
-        self._reference_key = key
-        self._reference = Reference(engine, ids, window, held, results.folder, results.get(key), results.get_trace(key))
+        self._reference = Reference(engine, ids, window, held, self._keeping.folder, *self._keeping.reference())
         self._bounds: dict[int, float] = {}
         self._client = client
 
@@ -73,6 +77,8 @@ class Sweep:
         return list(self._run(settings))
 
     def _run(self, settings: Sequence[Setting]) -> Iterator[Point]:
+        if any(setting not in self._points for setting in settings):
+            self._keeping.check()
         with self._progress() as bar:
             for setting, answer in (self._here if self._client is None else self._there)(settings, bar.update):
                 if isinstance(answer, PolicyError):
@@ -86,7 +92,7 @@ class Sweep:
 
     def _progress(self) -> Any:
         """A bar in tokens of the passes to come."""
-        missing = [s for s in self.settings if s not in self._points and self._results.get(self._key(s)) is None]
+        missing = [s for s in self.settings if s not in self._points and self._keeping.record(s) is None]
         passes = [s for s in missing if not s.replayable]
         again = self._client is None and bool(passes) and self._reference.runs > 0
         before = int(not self._reference.ready or again)
@@ -99,22 +105,28 @@ class Sweep:
             if setting in self._points:
                 yield setting, None
                 continue
-            answer: dict[str, Any] | PolicyError | None = self._results.get(self._key(setting))
+            answer: Any = self._keeping.record(setting)
             if not self._reference.ready or (answer is None and not setting.replayable and self._reference.runs):
-                self._reference.run(tick)
+                self._reference.run(tick, self._keeping.check)
                 self._keep_reference()
             if answer is None:
                 try:
-                    answer = self._kept(setting, measure(self._engine, setting, self._reference, tick))
+                    answer = self._measured(setting, tick)
                 except PolicyError as error:
                     answer = error
             yield setting, answer
+
+    def _measured(self, setting: Setting, tick: Callable[[int], object]) -> dict[str, Any]:
+        record = measure(self._engine, setting, self._reference, tick)
+        if not setting.replayable:
+            self._keeping.check()           # while the pass ran, too
+        return self._keeping.keep(setting, record)
 
     def _there(self, settings: Sequence[Setting], tick: Callable[[int], object]) -> Iterator[_Answer]:
         """The same from a cluster: first what is on disk, then as it is done."""
         from moe_lab.evaluation.errands import Away
 
-        away = Away(self._client, self._engine, self._ids, self.window)
+        away = Away(self._client, self._engine, self._ids, self.window, self._keeping.identity, settings)
         if not self._reference.ready:
             self._reference.record, self._reference.trace = away.reference()
             self._keep_reference()
@@ -122,26 +134,18 @@ class Sweep:
         assert self._reference.record is not None and self._reference.trace is not None
         missing = []
         for setting in dict.fromkeys(settings):
-            record = None if setting in self._points else self._results.get(self._key(setting))
+            record = None if setting in self._points else self._keeping.record(setting)
             if setting in self._points or record is not None:
                 yield setting, record
             else:
                 missing.append(setting)
         for setting, answer in away.measured(missing, self._reference.record, self._reference.trace):
             tick(self.tokens)
-            yield setting, answer if isinstance(answer, PolicyError) else self._kept(setting, answer)
-
-    def _kept(self, setting: Setting, record: dict[str, Any]) -> dict[str, Any]:
-        self._results.put(self._key(setting), record)
-        return record
+            yield setting, answer if isinstance(answer, PolicyError) else self._keeping.keep(setting, answer)
 
     def _keep_reference(self) -> None:
         assert self._reference.record is not None and self._reference.trace is not None
-        self._results.put_trace(self._reference_key, self._reference.trace)
-        self._results.put(self._reference_key, self._reference.record)
-
-    def _key(self, setting: Setting) -> str:
-        return digest(*self._base, policy_key(setting.routing), policy_key(setting.eviction), setting.slots)
+        self._keeping.keep_reference(self._reference.record, self._reference.trace)
 
     # --- figures --------------------------------------------------------------------------------------
 
@@ -240,7 +244,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         points = self.points
-        head = (f"sweep of {self._engine.spec.name}, {self._engine.format.name}: {len(points)} of {len(self)} points, "
+        head = (f"sweep of {self._engine.spec.name}, {self._engine.precision}: {len(points)} of {len(self)} points, "
                 f"{self.tokens:,} tokens in windows of {self.window:,}")
         wide = max([len("routing"), *(len(p.routing) for p in points)])
         other = max([len("eviction"), *(len(p.eviction) for p in points)])
@@ -271,8 +275,10 @@ def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("origina
         cache: slots a layer, ``"50%"`` of the experts, bytes (``"6 GiB"``), or a list. One under the floor is skipped,
             see ``Sweep.skipped``.
         window: tokens after which residents are reset; 1,024, or the model's context where that is shorter.
-        store: where results are kept, found again by content; by default a folder in the platform's cache, False for
-            nowhere. An interrupted sweep goes on where it was, a repeated one is read.
+        store: where results are kept, found again by all that steers them: the weights in the files and in memory,
+            formats, settings, text, policies' code, sources; by default a folder in the platform's cache, False for
+            nowhere. An interrupted sweep goes on where it was, a repeated one is read. Of a model with code of your
+            own (a hook, a replaced forward) nothing is kept, and a line says so.
         client: a ``distributed.Client``: passes are made by the workers of its cluster, each of which opens the model
             once, from the same folder or by its hub name; results are kept here. Iterating yields points as they are
             done.
@@ -282,7 +288,8 @@ def sweep(engine: Engine, text: str | Sequence[int], *, routing: Any = ("origina
 
     Raises:
         PolicyError: an unknown policy, or two different ones under one name.
-        SettingError: a text shorter than a window, a lossy routing on a model whose routing is its own.
+        SettingError: a text shorter than a window, a lossy routing on a model whose routing is its own, or ``client``
+            for a model with code of your own.
         BudgetError: no size reaches the floor.
         ClusterError: while iterating: the cluster went away. What was finished is kept, as points and on disk.
 

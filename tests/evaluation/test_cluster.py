@@ -14,9 +14,11 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+import torch
 from layers import random_ids
 
 import moe_lab as ml
+from moe_lab.engine import passes as passing
 from moe_lab.errors import ClusterError, PolicyError, SettingError
 
 distributed = pytest.importorskip("distributed")
@@ -27,6 +29,7 @@ from moe_lab.evaluation import measure as measuring  # noqa: E402
 from moe_lab.evaluation.cluster import Cluster  # noqa: E402
 from moe_lab.evaluation.counting import Task, count  # noqa: E402
 from moe_lab.eviction import LRU  # noqa: E402
+from moe_lab.kernels.plugin import addresses  # noqa: E402
 
 # A client whose scheduler is gone tries to connect again, and leaves the socket of its last try to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -173,7 +176,8 @@ def test_a_job_that_kills_every_worker_is_named(client: Any, trace: ml.Trace, mo
 
 
 def test_a_sweep_there_is_a_sweep_here_and_its_results_are_found_again(client: Any, checkpoint: Any, tmp_path: Path,
-                                                                       rng: np.random.Generator) -> None:
+                                                                       rng: np.random.Generator,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     @ml.routing.policy
     def fragile(logits, weights, K, resident, state, params, scores):
         scores[:] = logits
@@ -188,12 +192,49 @@ def test_a_sweep_there_is_a_sweep_here_and_its_results_are_found_again(client: A
     points = list(there)
     assert len(points) == 8 and len(there.skipped) == 4 and "NaN" in there.skipped[0][1]
     again = ml.sweep(engine, ids, **{**arguments, "routing": arguments["routing"][:2]}, store=tmp_path)
-    forward, passes = engine.hf.forward, []
-    engine.hf.forward = lambda *args, **kwargs: passes.append(1) or forward(*args, **kwargs)
+    one_pass, passes = passing.one_pass, []
+    monkeypatch.setattr(passing, "one_pass", lambda *args: passes.append(1) or one_pass(*args))
     assert again.to_frame().equals(there.to_frame()) and not passes         # the same content, the same place
     here = ml.sweep(engine, ids, **{**arguments, "routing": arguments["routing"][:2]}, store=False)
     assert here.to_frame().equals(there.to_frame()) and passes              # digests among the columns
     assert {point.digest for point in here.points} == {point.digest for point in points}
+    engine.close()
+
+
+def test_a_worker_loads_the_dense_part_in_the_same_format(client: Any, checkpoint: Any, tmp_path: Path,
+                                                         rng: np.random.Generator) -> None:
+    ids = rng.integers(0, 160, 61).tolist()
+    engine = ml.load(str(checkpoint("olmoe", dtype=torch.bfloat16)), cache=4, weights="bf16", dense="q8")
+    arguments = dict(routing=["original", "cache-prior"], cache=3, window=20)
+    there = ml.sweep(engine, ids, **arguments, client=client, store=tmp_path).to_frame()
+    assert there.equals(ml.sweep(engine, ids, **arguments, store=False).to_frame())
+    engine.close()
+
+
+def test_a_model_changed_in_memory_is_not_measured_by_workers_that_load_the_files(client: Any, checkpoint: Any,
+                                                                                  tmp_path: Path) -> None:
+    engine = ml.load(str(checkpoint("olmoe")), cache=4)
+    arguments = dict(routing=["original"], cache=3, window=20, client=client, store=tmp_path)
+    for norm, eps in ((2.0, 1e-5), (1.0, 1e-3)):
+        engine.hf.model.norm.weight.data[:], engine.hf.config.rms_norm_eps = norm, eps
+        with pytest.raises(ClusterError, match=r"is not the engine here: the model in memory .*leave client out"):
+            ml.sweep(engine, list(range(61)), **arguments).finish()
+    engine.hf.lm_head.register_forward_hook(lambda module, args, out: out)
+    with pytest.raises(SettingError, match=r"client=\.\.\.: lm_head has the hook .*leave client out"):
+        ml.sweep(engine, list(range(61)), **arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    engine.close()
+
+
+def test_a_checkpoint_of_links_is_found_by_workers(client: Any, checkpoint: Any, tmp_path: Path) -> None:
+    for file in checkpoint("olmoe").iterdir():
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
+        (tmp_path / "blobs" / file.stem).write_bytes(file.read_bytes())
+        (tmp_path / "snapshot" / file.name).symlink_to(tmp_path / "blobs" / file.stem)
+    engine = ml.load(str(tmp_path / "snapshot"), cache=4)
+    sweep = ml.sweep(engine, list(range(61)), routing="original", cache=3, window=20, client=client, store=False)
+    assert len(sweep.finish().points) == 1
     engine.close()
 
 
@@ -278,6 +319,40 @@ def test_other_sources_on_a_worker_are_refused(threads: Any, trace: ml.Trace, mo
     monkeypatch.setattr(spreading, "sources", iter(["here", *["there"] * 9]).__next__)
     with pytest.raises(ClusterError, match="other sources of moe-lab"):
         list(spreading.Cluster(threads).spread(count, [((), (trace, Task(None, (4,))))]))
+
+
+def test_a_policy_that_would_be_another_on_a_worker_is_refused_before_it_is_sent(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    @ml.eviction.policy
+    def scaled(expert, stats, state, params, now):
+        return SCALE * stats.last_use[expert]
+
+    spreading.check_whole([scaled(), of_ones_own(), LRU(), None])
+    addresses(scaled)                                   # compiled with the scale as it is now
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    with pytest.raises(PolicyError, match="'scaled' would be another on a worker"):
+        spreading.check_whole([scaled()])
+
+
+def test_what_a_policy_does_otherwise_than_its_kind_travels_with_it() -> None:
+    class Shifted(LRU):
+        name = "shifted"
+
+        def vector(self):
+            return np.append(super().vector(), 5.0)
+
+    there = spreading._unpacked(spreading.packed(Timid())).value
+    assert (there.lossy, type(there).__name__) == (False, "Timid")
+    with pytest.raises(PolicyError, match="'shifted' would be another on a worker"):
+        spreading.check_whole([Shifted()])              # its method needs the class itself
+
+
+class Timid(ml.routing.MaxRank):
+    """Says otherwise than its kind that it changes nothing."""
+
+    @property
+    def lossy(self):
+        return False
 
 
 def test_a_policy_travels_as_what_it_is() -> None:

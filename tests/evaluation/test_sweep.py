@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import moe_lab as ml
+from moe_lab.engine import passes as passing
 from moe_lab.errors import BudgetError, PolicyError, SettingError
 from moe_lab.evaluation import measure as measuring
 from moe_lab.evaluation.intervals import paired, student
-from moe_lab.evaluation.results import class_key, digest, policy_key
+from moe_lab.evaluation.logits import shutil
 from moe_lab.kernels.belady import belady
+from moe_lab.kernels.policy_code import code_of
 
 WINDOW = 40
 ROUTING = ["original", ml.routing.CachePrior(penalty=0.3), ml.routing.MaxRank(window=4)]
@@ -33,14 +35,14 @@ def engine(checkpoint):
 
 @pytest.fixture
 def passes(engine, monkeypatch):
-    """Counts the forward passes of the engine's model."""
-    counted, forward = [], engine.hf.forward
+    """Counts the forward passes of engines."""
+    counted, one_pass = [], passing.one_pass
 
-    def one(*args, **kwargs):
+    def one(*args):
         counted.append(1)
-        return forward(*args, **kwargs)
+        return one_pass(*args)
 
-    monkeypatch.setattr(engine.hf, "forward", one)
+    monkeypatch.setattr(passing, "one_pass", one)
     return counted
 
 
@@ -100,7 +102,7 @@ def test_logits_beyond_the_scratch_file_are_run_again_and_give_the_same(engine, 
     arguments = dict(routing=ROUTING[1], cache=3, window=WINDOW, store=False)
     kept = ml.sweep(engine, ids, **arguments).finish().points[0]
     count = len(passes)
-    monkeypatch.setattr(measuring.shutil, "disk_usage", lambda _: measuring.shutil._ntuple_diskusage(0, 0, 60_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 60_000))
     again = ml.sweep(engine, ids, **arguments).finish().points[0]
     assert (again.kl, again.agreement) == (kept.kl, kept.agreement)
     assert count == 8 and len(passes) - count == 8 + 3      # one window of 40 x 160 x 4 bytes fits into 30,000
@@ -159,7 +161,7 @@ def test_another_text_window_model_format_or_seed_is_measured_anew(checkpoint, i
         text = [(ids[0] + 1) % 160, *ids[1:]] if more.pop("text", 0) else ids
         sweep = ml.sweep(engine, text, **{"window": WINDOW, "store": tmp_path, **more})
         engine.close()
-        return {sweep._key(setting) for setting in sweep.settings}
+        return {sweep._keeping._key(setting) for setting in sweep.settings}
 
     assert len(keys()) == 2 and not keys() & keys(**change)
 
@@ -233,34 +235,7 @@ def test_two_different_policies_under_one_name_are_refused_and_one_with_paramete
     sweep = ml.sweep(engine, ids, routing="original", eviction=[one, one(bias=2), same(bias=3)], window=WINDOW,
                      store=tmp_path)
     assert [p.eviction for p in sweep] == ["mine", "mine(bias=2)", "mine(bias=3)"]
-    assert class_key(one) == class_key(same) != class_key(other)
-
-
-def test_a_learned_table_or_a_schedule_is_part_of_what_a_policy_is():
-    learned = ml.eviction.LearnedEviction
-    other = learned(weights=[*learned().weights[:-1], 0.5])
-    keys = [policy_key(learned()), policy_key(other), policy_key(ml.routing.CachePrior(penalty=[0.1, 0.2])),
-            policy_key(ml.routing.CachePrior(penalty=ml.routing.Schedule({0: 0.1, 9: 0.2})))]
-    assert len({digest(key) for key in keys}) == 4
-
-
-SCALE = 1.0
-
-
-def _helper(value):
-    return SCALE * value
-
-
-def test_a_policy_whose_helper_or_constant_changes_is_another_policy(monkeypatch):
-    def made():
-        def mine(expert, stats, state, params, now):
-            return _helper(stats.last_use[expert])
-        return ml.eviction.policy(mine)
-
-    before = class_key(made())
-    assert class_key(made()) == before
-    monkeypatch.setitem(globals(), "SCALE", 2.0)
-    assert class_key(made()) != before
+    assert code_of(one) == code_of(same) != code_of(other)
 
 
 def test_littles_law_holds_up_to_the_fence_posts(engine, rng, tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 
 from moe_lab.digests import digest
-from moe_lab.errors import ClusterError, MoELabError, PolicyError
+from moe_lab.errors import ClusterError, MoELabError
 from moe_lab.evaluation.cluster import Cluster, check_whole
 from moe_lab.evaluation.counting import Counts, Task, count
 from moe_lab.evaluation.replay_grid import Plan
@@ -114,17 +114,19 @@ class Away:
 
     def measured(self, settings: Sequence[Setting], record: dict[str, Any],
                  trace: Trace) -> Iterator[tuple[Setting, Any]]:
-        """Each setting with its record as it is done, or with the error of its policy.
+        """Each setting with its record as it is done, or with one of the ``FAILURES`` of a setting.
 
         Raises:
             ClusterError: the cluster went away.
             MoELabError: a worker cannot open the model.
         """
+        from moe_lab.evaluation.measure import FAILURES
+
         if not settings:
             return
         known = self._cluster.share((record, trace))
         for place, answer in self._cluster.spread(score, [((self._recipe, known), (one,)) for one in settings]):
-            if isinstance(answer, MoELabError) and not isinstance(answer, PolicyError):
+            if isinstance(answer, MoELabError) and not isinstance(answer, FAILURES):
                 raise answer
             yield settings[place], answer
 
@@ -156,7 +158,7 @@ def score(recipe: Recipe, known: tuple[dict[str, Any], Trace], setting: Setting)
     """The record of one setting beside the ``known`` record and trace of the original routing.
 
     Raises:
-        PolicyError: a policy that fails on the way.
+        PolicyError, NotFiniteError: a policy that fails on the way, a loss that is NaN.
         MoELabError: the model cannot be opened here, or is another (``ClusterError``).
     """
     from moe_lab.evaluation.measure import measure

@@ -7,6 +7,7 @@ by layer that JSON can hold; rates and intervals are made of them in ``points``.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -22,6 +23,7 @@ import torch
 
 from moe_lab.cache import Held
 from moe_lab.engine.score import loss_of, windows
+from moe_lab.errors import NotFiniteError, PolicyError
 from moe_lab.evaluation.logits import KeptLogits
 from moe_lab.eviction import LRU, EvictionPolicy
 from moe_lab.kernels.belady import belady
@@ -41,6 +43,8 @@ _CHUNK_BYTES = 2 << 20
 
 COUNTED = ("uses", "misses", "swapped", "waits", "stay", "bound")
 """What is counted in each layer; ``mass`` is added up beside it."""
+FAILURES = (PolicyError, NotFiniteError)
+"""What one setting may fail with while the others go on."""
 
 Tick = Callable[[int], object]
 """Told of every window's tokens when they are through."""
@@ -116,14 +120,18 @@ class Reference:
         return int(self._logits is None)
 
     def run(self, tick: Tick, check: Callable[[], None] | None = None) -> None:
-        """Pass over the text; keep losses, routes and as many logits as fit, unless ``check`` raises at the end."""
+        """Pass over the text; keep losses, routes and as many logits as fit, unless ``check`` raises at the end.
+
+        Raises:
+            NotFiniteError: the model's own loss is NaN.
+        """
         engine, began = self.engine, time.perf_counter()
         kept = KeptLogits(self._scratch, self._limit)
         losses: list[float] = []
         tokens: list[int] = []
         with engine.fresh_state(Original(), LRU(), engine.spec.experts, self.held) as telemetry:
             for logits, targets in windows(engine, self.ids, self.window, fresh=True):
-                losses.append(loss_of(logits, targets))
+                losses.append(_loss(logits, targets, len(losses), "the original routing"))
                 tokens.append(len(targets))
                 kept.add(logits)
                 tick(len(targets))
@@ -161,6 +169,7 @@ def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) 
 
     Raises:
         PolicyError: a policy that fails on the way.
+        NotFiniteError: a loss that is NaN.
     """
     assert reference.record is not None
     tokens, began = reference.record["tokens"], time.perf_counter()
@@ -173,7 +182,7 @@ def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) 
         with engine.fresh_state(setting.routing, setting.eviction, setting.slots, reference.held) as telemetry:
             passes = windows(engine, reference.ids, reference.window, fresh=True)
             for number, (logits, targets) in enumerate(passes):
-                losses.append(loss_of(logits, targets))
+                losses.append(_loss(logits, targets, number, f"routing={setting.routing!r}"))
                 tally.add(telemetry.routes)
                 distance, agreed = compare(reference.logits(number), logits)
                 kl.append(distance)
@@ -182,6 +191,15 @@ def measure(engine: Engine, setting: Setting, reference: Reference, tick: Tick) 
             digest = telemetry.recorder.digest()
         found = {"tokens": tokens, "losses": losses, "kl": kl, "same": same, "digest": digest}
     return {**found, "layers": tally.record(), "elapsed_s": time.perf_counter() - began, "made": made()}
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, number: int, routing: str) -> float:
+    """The summed loss of window ``number``."""
+    loss = loss_of(logits, targets)
+    if math.isnan(loss):
+        raise NotFiniteError(f"the loss of window {number} is NaN under {routing}: the model's logits are no numbers "
+                             "there; look for weights that are NaN or too large, or take another precision")
+    return loss
 
 
 def _settle_again(engine: Engine, setting: Setting, reference: Reference, tick: Tick) -> Tally:
@@ -220,7 +238,11 @@ def compare(original: torch.Tensor, routed: torch.Tensor) -> tuple[float, int]:
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
         log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
         apart = torch.sub(log_p, log_q, out=log_q)
-        distance += float(torch.linalg.vecdot(log_p.exp_(), apart).double().sum())
+        weight = log_p.exp_()
+        part = torch.linalg.vecdot(weight, apart).double().sum()
+        if part.isnan():        # a token that the model masks with -inf has weight 0 and adds nothing
+            part = torch.linalg.vecdot(weight, apart.masked_fill_(p == -torch.inf, 0)).double().sum()
+        distance += float(part)
     return distance, same
 
 

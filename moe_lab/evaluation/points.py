@@ -6,6 +6,7 @@ Knows arithmetic. Ran nothing and reads nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,13 +81,13 @@ def point_of(setting: Setting, record: dict[str, Any], reference: dict[str, Any]
     loss = sum(record["losses"]) / total
     change = Interval(0.0, 0.0, 0.0)
     if setting.routing.lossy:
-        change = Interval(*(math.expm1(min(end, 700)) for end in paired(record["losses"], reference["losses"], tokens)))
+        change = _change(record["losses"], reference["losses"], tokens)
     layers = [dict(zip(sums, values, strict=True)) for values in zip(*sums.values(), strict=True)]
     whole = {name: sum(values) for name, values in sums.items()}
     return Point(
         routing=label(setting.routing), eviction=label(setting.eviction), cache=setting.slots,
         original_bound_hit_rate=bound,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        perplexity=_raised(math.exp, loss),
         increase=change.mean, increase_low=change.low, increase_high=change.high,
         kl=max(0.0, sum(record["kl"]) / total), agreement=sum(record["same"]) / total,
         loads_per_token=whole["misses"] / total, waits_per_token=whole["waits"] / total,
@@ -97,6 +98,18 @@ def point_of(setting: Setting, record: dict[str, Any], reference: dict[str, Any]
         made={**record["made"], "elapsed_s": record["elapsed_s"]},
         **_rates(whole, total * len(layers), setting.slots),
     )
+
+
+def _change(losses: list[float], others: list[float], tokens: list[int]) -> Interval:
+    """Perplexity over another, less 1. An infinite loss leaves no spread; infinity over infinity is NaN."""
+    if all(map(math.isfinite, [*losses, *others])):
+        return Interval(*(_raised(math.expm1, end) for end in paired(losses, others, tokens)))
+    return Interval(_raised(math.expm1, (sum(losses) - sum(others)) / sum(tokens)), math.nan, math.nan)
+
+
+def _raised(power: Callable[[float], float], exponent: float) -> float:
+    """A power of e; infinity where no float holds it."""
+    return math.inf if exponent >= 700 else power(exponent)
 
 
 def _rates(counts: dict[str, float], routes: int, slots: int) -> dict[str, float]:

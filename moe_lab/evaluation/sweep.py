@@ -5,6 +5,7 @@ Knows settings and the order of work. The passes are ``measure``'s, figures ``po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,10 @@ import psutil
 from tqdm.auto import tqdm
 
 from moe_lab.cache import Held
-from moe_lab.errors import PolicyError, SettingError
+from moe_lab.errors import NotFiniteError, PolicyError, SettingError
 from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.keeping import Keeping
-from moe_lab.evaluation.measure import Reference, Setting, measure
+from moe_lab.evaluation.measure import FAILURES, Reference, Setting, measure
 from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import COLUMNS, Point, point_of
 from moe_lab.evaluation.results import Results, open_results
@@ -33,14 +34,15 @@ if TYPE_CHECKING:
 HELD_SHARE = 0.5
 """Share of the free memory in which a sweep keeps experts, so that it reads each once."""
 
-_Answer = tuple[Setting, dict[str, Any] | PolicyError | None]
+_Answer = tuple[Setting, dict[str, Any] | PolicyError | NotFiniteError | None]
 
 
 class Sweep:
     """A sweep under way. Iterating computes what is missing and yields each :class:`Point` as it is done.
 
     Raises:
-        PolicyError: at the end, where every setting failed; a single one is ``skipped``.
+        PolicyError, NotFiniteError: at the end, where every setting failed; a single one is ``skipped``. NaN under the
+            original routing at once.
         SettingError: the engine was changed after this was made.
         ReadError: a weight file is gone, or has changed since it was loaded.
         ClusterError: the cluster went away, or its workers would measure another model.
@@ -53,7 +55,7 @@ class Sweep:
         self._skipped = list(skipped)
         self._engine, self._ids = engine, ids
         self._points: dict[Setting, Point | None] = {}
-        self._failure: PolicyError | None = None
+        self._failure: PolicyError | NotFiniteError | None = None
         self._keeping = Keeping(engine, ids, window, results, files=client is not None)
         if client is not None and (strange := self._keeping.identity.strange):
             raise SettingError(f"client=...: {strange}. Workers load the model from its files and would measure "
@@ -81,7 +83,7 @@ class Sweep:
             self._keeping.check()
         with self._progress() as bar:
             for setting, answer in (self._here if self._client is None else self._there)(settings, bar.update):
-                if isinstance(answer, PolicyError):
+                if isinstance(answer, FAILURES):
                     self._failure = self._failure or answer
                     self._skipped.append((_words(setting), str(answer)))
                     self._points[setting] = None
@@ -112,7 +114,7 @@ class Sweep:
             if answer is None:
                 try:
                     answer = self._measured(setting, tick)
-                except PolicyError as error:
+                except FAILURES as error:
                     answer = error
             yield setting, answer
 
@@ -141,7 +143,7 @@ class Sweep:
                 missing.append(setting)
         for setting, answer in away.measured(missing, self._reference.record, self._reference.trace):
             tick(self.tokens)
-            yield setting, answer if isinstance(answer, PolicyError) else self._keeping.keep(setting, answer)
+            yield setting, answer if isinstance(answer, FAILURES) else self._keeping.keep(setting, answer)
 
     def _keep_reference(self) -> None:
         assert self._reference.record is not None and self._reference.trace is not None
@@ -226,7 +228,7 @@ class Sweep:
             raise SettingError(f"no point has {cache} slots; this sweep has {sorted({p.cache for p in self.points})}")
         good = [p for p in points if (p.increase_high if sure else p.increase) <= max_increase]
         if not good:
-            least = min(p.increase for p in points)
+            least = min((p.increase for p in points if not math.isnan(p.increase)), default=math.nan)
             raise SettingError(f"no point stays within {max_increase:.2%} of perplexity; the least is {least:.2%}: add "
                                "gentler settings, or routing='original', to the sweep")
         return min(good, key=lambda p: (p.miss_rate, p.increase))

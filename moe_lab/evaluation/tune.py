@@ -173,14 +173,14 @@ def highest(at: Callable[[float], Point | None], limit: float) -> float:
     low, high = 0.0, math.inf
     for penalty in PENALTIES:
         point = at(penalty)
-        if point is None or point.increase > limit:
+        if point is None or not point.increase <= limit:
             high = penalty
             break
         low = penalty
     for _ in range(_HALVINGS if math.isfinite(high) else 0):
         middle = round((low + high) / 2, 4)
         point = at(middle)
-        if point is None or point.increase > limit:
+        if point is None or not point.increase <= limit:
             high = middle
         else:
             low = middle

@@ -29,7 +29,7 @@ from moe_lab.evaluation import measure as measuring  # noqa: E402
 from moe_lab.evaluation.cluster import Cluster  # noqa: E402
 from moe_lab.evaluation.counting import Task, count  # noqa: E402
 from moe_lab.eviction import LRU  # noqa: E402
-from moe_lab.kernels.plugin import addresses  # noqa: E402
+from moe_lab.kernels.policy_code import freeze  # noqa: E402
 
 # A client whose scheduler is gone tries to connect again, and leaves the socket of its last try to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -328,7 +328,7 @@ def test_a_policy_that_would_be_another_on_a_worker_is_refused_before_it_is_sent
         return SCALE * stats.last_use[expert]
 
     spreading.check_whole([scaled(), of_ones_own(), LRU(), None])
-    addresses(scaled)                                   # compiled with the scale as it is now
+    freeze(scaled)                                      # as if it were compiled with the scale as it is now
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     with pytest.raises(PolicyError, match="'scaled' would be another on a worker"):
         spreading.check_whole([scaled()])

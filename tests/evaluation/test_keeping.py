@@ -108,13 +108,13 @@ def test_of_a_model_with_a_hook_nothing_is_kept_and_nothing_found(engine, ids, t
 
 
 def test_of_a_policy_that_has_no_digest_nothing_is_kept_and_the_rest_is(engine, ids, tmp_path, capsys):
-    @ml.routing.policy
-    def mine(logits, weights, K, resident, state, params, scores):
-        scores[:] = logits
-
     thing = object()
-    mine.vector = lambda self: super(mine, self).vector() if thing else None
-    both = swept(engine, ids, tmp_path, routing=["original", mine])
+
+    class Mine(ml.routing.MaxRank):
+        def vector(self):
+            return super().vector() if thing else None
+
+    both = swept(engine, ids, tmp_path, routing=["original", Mine])
     assert len(both) == 2 and len(list(tmp_path.rglob("*.json"))) == 2      # the original's reference and point
     assert capsys.readouterr().err.count("moe_lab: results are not kept: 'mine': ") == 1
 

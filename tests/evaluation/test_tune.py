@@ -8,7 +8,7 @@ import os
 import pytest
 
 import moe_lab as ml
-from moe_lab.engine.setup import Setup
+from moe_lab.engine.setup import Setup, setup_of
 from moe_lab.errors import BudgetError, PolicyError, SettingError, TraceError
 from moe_lab.evaluation.tune import highest, tune
 
@@ -111,16 +111,14 @@ def test_a_setup_keeps_the_format_of_the_dense_part_and_one_without_it_is_read_a
             ml.load(folder, setup=path)
 
 
-def test_a_policy_of_ones_own_that_is_called_like_a_shipped_one_is_not_loaded_as_that(engine, ids, tmp_path):
-    @ml.eviction.policy
-    def fifo(expert, stats, state, params, now):
-        return -stats.last_use[expert]
+def test_a_policy_of_ones_own_that_is_called_like_a_shipped_one_is_not_loaded_as_that(engine, tmp_path):
+    class Mine(ml.eviction.FIFO):
+        name = "fifo"
 
     path = tmp_path / "fast.json"
-    tune(engine, ids, max_increase=0, eviction=fifo, setup=path, store=False, **QUICK)
-    if json.loads(path.read_text())["eviction"]["name"] != "lru":
-        with pytest.raises(PolicyError, match=r"'fifo \(your own\)', which is not one of MoE Lab's"):
-            ml.load(engine.spec.name, setup=path)
+    setup_of(ml.routing.Original(), Mine(), 4, "f32", engine.spec, {}).write(path)
+    with pytest.raises(PolicyError, match=r"'fifo \(your own\)', which is not one of MoE Lab's"):
+        ml.load(engine.spec.name, setup=path)
 
 
 def test_a_place_where_no_setup_can_be_written_is_refused_before_anything_is_measured(engine, ids, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import moe_lab as ml
 from moe_lab.digests import digest
 from moe_lab.kernels.plugin import addresses
-from moe_lab.kernels.policy_code import code_of, policy_key
+from moe_lab.kernels.policy_code import code_of, freeze, policy_key
 
 VALUE = 1.0
 
@@ -138,10 +138,20 @@ def test_what_is_compiled_keeps_its_digest_when_a_global_changes(monkeypatch):
         return of_now
 
     compiled = made()
-    addresses(compiled)
+    freeze(compiled)
     before = code_of(compiled)
     monkeypatch.setitem(globals(), "VALUE", 2.0)
     assert code_of(compiled) == before != code_of(made())
+
+
+def test_a_class_is_frozen_when_its_functions_are_compiled():
+    class Mine(ml.eviction.LRU):
+        """Its functions are compiled already."""
+
+    addresses(Mine)
+    before = code_of(Mine)
+    Mine.keep = staticmethod(ml.eviction.FIFO.keep)         # too late
+    assert code_of(Mine) == before
 
 
 def test_a_compiled_helper_keeps_its_digest_for_policies_that_come_later(monkeypatch):
@@ -157,7 +167,7 @@ def test_a_compiled_helper_keeps_its_digest_for_policies_that_come_later(monkeyp
         return of_helper
 
     first = made()
-    addresses(first)
+    freeze(first)
     monkeypatch.setitem(globals(), "VALUE", 3.0)
     assert code_of(made()) == code_of(first)         # numba has frozen the helper with 1.0
 
@@ -168,7 +178,7 @@ def test_a_helper_that_numba_keeps_on_disk_has_no_digest():
 
 def test_what_is_not_compiled_is_looked_at_each_time():
     made = reading(1.0)
-    addresses(made)
+    freeze(made)
     before = code_of(made)
     made.vector = lambda self: np.zeros(3)
     made.columns = 2

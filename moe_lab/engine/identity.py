@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moe_lab.digests import Stretch, digest, digests
+from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.kernels import instructions
 from moe_lab.models.identity import in_memory
 from moe_lab.store.content import contents
@@ -70,7 +71,7 @@ def identity(engine: Engine, files: bool = True) -> Identity:
     """
     model, handler = in_memory(engine.hf), engine.hf.moe_lab_socket.handler
     strange = model.strange
-    if handler is not engine._blocks:
+    if not isinstance(handler, MoEBlocks):
         strange = f"its experts are computed by another handler, {type(handler).__qualname__}"
     content = _files(engine) if files else ""
     return Identity(content, model.digest, _settings(engine), _switches(), _libraries(), strange)

@@ -22,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_lab.digests import Stretch, digest, digests
 from moe_lab.kernels.formats.matrix import TYPES
-from moe_lab.models.streaming import Socket
 
 _OURS = frozenset({"torch", "transformers", "moe_lab"})
 """Packages whose modules are told by name; their versions and sources are the business of whoever keeps results."""
@@ -97,7 +96,8 @@ class _Description:
     def functions(self, name: str, place: Any) -> None:
         """All functions of a class or a file."""
         for key, value in vars(place).items():
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            function = value.fget if isinstance(value, property) else value
+            function = value.__func__ if isinstance(value, staticmethod | classmethod) else function
             if isinstance(function, types.FunctionType) and _foreign(function):
                 self.strange.append(f"{name}.{key} was replaced by {_full_name(function)}")
 
@@ -126,8 +126,8 @@ class _Description:
 
     def _thing(self, name: str, value: Any) -> str:
         """What is told by its name or its words."""
-        if isinstance(value, Socket):
-            return "ours"
+        if _root(type(value).__module__) == "moe_lab":
+            return _full_name(type(value))
         if isinstance(value, torch.dtype | torch.device | np.dtype | enum.Enum):
             return str(value)
         if isinstance(value, type | types.FunctionType | types.MethodType | types.BuiltinFunctionType):

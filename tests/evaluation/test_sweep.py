@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from moe_lab.engine import passes as passing
 from moe_lab.errors import BudgetError, PolicyError, SettingError
 from moe_lab.evaluation import measure as measuring
 from moe_lab.evaluation.intervals import paired, student
-from moe_lab.evaluation.logits import shutil
 from moe_lab.kernels.belady import belady
 from moe_lab.kernels.policy_code import code_of
 

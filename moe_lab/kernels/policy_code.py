@@ -86,9 +86,9 @@ def _functions(cls: type[Policy], helpers: dict[Any, Any]) -> tuple[Any, list[st
 def policy_key(policy: Policy) -> list[Any]:
     """What a policy is, as plain values: kind, name, parameters, learned tables and the digest of its code.
 
-    >>> from moe_lab.routing import CachePrior
-    >>> policy_key(CachePrior(penalty=0.2))[:3]
-    ['routing', 'cache-prior', {'penalty': 0.2, 'keep_top': 1}]
+    >>> from moe_lab.routing import MaxRank
+    >>> policy_key(MaxRank(window=4))[:3]
+    ['routing', 'max-rank', {'window': 4, 'keep_top': 1}]
     """
     values = {key: [list(step) for step in value.steps] if isinstance(value, Schedule) else value
               for key, value in policy.values().items()}

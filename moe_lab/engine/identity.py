@@ -78,12 +78,12 @@ def identity(engine: Engine, files: bool = True) -> Identity:
 
 
 def _files(engine: Engine) -> str:
-    plan = engine._experts.readers.store.plan
+    plan = engine._core.experts.readers.store.plan
     return digest(contents(plan.files), digests([Stretch.of(plan.file), Stretch.of(plan.offset)]))
 
 
 def _settings(engine: Engine) -> str:
-    blocks, spec = engine._blocks, asdict(engine.spec)
+    blocks, spec = engine._core.blocks, asdict(engine.spec)
     spec.pop("name")
     rules = None if blocks.rules is None else [asdict(rule) for rule in blocks.rules]
     return digest(engine.format.name, engine.dense, engine.seed, spec, rules, blocks.activation)

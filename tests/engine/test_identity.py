@@ -55,7 +55,7 @@ def test_other_experts_count_and_are_left_out_where_files_are(opened, checkpoint
     folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "copy")
     weights = folder / "model.safetensors"
     raw = bytearray(weights.read_bytes())
-    raw[first._experts.readers.store.plan.offset[1, 3, 0] + 2] ^= 1         # a bit of one weight of one expert
+    raw[first._core.experts.readers.store.plan.offset[1, 3, 0] + 2] ^= 1         # a bit of one weight of one expert
     weights.write_bytes(raw)
     other = opened(folder)
     assert identity(other).apart(identity(first)) == ["the weight files"]

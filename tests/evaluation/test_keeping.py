@@ -163,7 +163,7 @@ def test_a_seed_or_a_switch_of_torch_changed_before_a_sweep_begins_is_refused_to
 
 
 def test_a_weight_file_that_is_gone_is_an_error_of_ours(engine, ids, tmp_path, monkeypatch):
-    plan = engine._experts.readers.store.plan
+    plan = engine._core.experts.readers.store.plan
     object.__setattr__(plan, "files", (tmp_path / "gone.safetensors",))
     with pytest.raises(ReadError, match=r"gone\.safetensors"):
         ml.sweep(engine, ids, window=WINDOW, store=tmp_path)

@@ -37,7 +37,7 @@ def lossy_loss(engine, monkeypatch):
         loss_of = measuring.loss_of
 
         def one(*args):
-            return value if engine._experts.states[0].routing.name == "cache-prior" else loss_of(*args)
+            return value if engine._core.experts.states[0].routing.name == "cache-prior" else loss_of(*args)
 
         monkeypatch.setattr(measuring, "loss_of", one)
 

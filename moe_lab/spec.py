@@ -9,6 +9,9 @@ from moe_lab.units import format_bytes
 
 WeightFormat = Literal["f32", "bf16", "q8", "q4"]
 
+MOST_EXPERTS = 2**15 - 1
+"""Experts that a layer can have: their ranks are kept in 16 bits."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

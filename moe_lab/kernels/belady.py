@@ -48,7 +48,7 @@ def belady_misses(ids: np.ndarray, E: int, C: int, protected: bool = True) -> np
     """
     if ids.shape[1] > C:
         raise BudgetError(f"{C} slots are fewer than the {ids.shape[1]} experts that one token uses at once")
-    ids = recorded(ids, E)
+    ids, C = recorded(ids, E), min(C, E)
     missed = np.zeros(len(ids), dtype=np.int64)
     if protected and E >= WIDE:
         _belady_wide(ids, E, C, missed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.kernels.jit import jit
+from moe_lab.kernels.jit import copied, jit
 
 LOWEST = -(2**63)
 """Key of an expert that is taken or never to be taken."""
@@ -74,15 +74,18 @@ def rank_of(expert: int, logits: np.ndarray) -> int:
 def best(logits: np.ndarray, n: int) -> np.ndarray:
     """Ids (n,) int64 of the ``n`` largest of ``logits`` (E,), in falling order, ties to the lower id; at most E.
 
-    For rank functions of policies: ``ml.routing.best``.
+    Numbers of another type are compared as float32. None where one is NaN, and never one that is -inf. For functions of
+    policies: ``ml.routing.best``.
 
     Example:
         >>> best(np.array([0.5, 2.0, 2.0, 1.0], dtype=np.float32), 3)
         array([1, 2, 3])
     """
-    ids = np.empty(max(0, min(n, logits.size)), dtype=np.int64)
-    found = choose(logits, logits, ids, np.empty(logits.size, dtype=np.int64)) if ids.size else 0
-    return ids[:found]
+    values = np.empty(logits.size, dtype=np.float32)
+    copied(logits, values)
+    ids = np.empty(max(0, min(n, values.size)), dtype=np.int64)
+    found = choose(values, values, ids, np.empty(values.size, dtype=np.int64)) if ids.size else 0
+    return ids[:max(0, found)]         # choose answers below 0 for a NaN
 
 
 @jit

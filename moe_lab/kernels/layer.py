@@ -24,8 +24,8 @@ FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size
  EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, LOGITS, BEFORE, SCORES, KEYS, MARKS, REPORT,
  RANK, WEAKEST, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
 
-FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP = range(4)
-"""What a kernel returns; ``report`` says where: (token, expert)."""
+FINE, NAN_SCORE, NO_EXPERT, NAN_KEEP, UNSOUND = range(5)
+"""What a kernel returns; ``report`` says where: (token, expert). UNSOUND: a router's numbers, see ``sound``."""
 
 
 class Layer(NamedTuple):

@@ -12,13 +12,14 @@ import numpy as np
 
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, opened, remember
+from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, UNSOUND, opened, remember
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import raised
 from moe_lab.kernels.pointers import token_at
 from moe_lab.kernels.recorded import recorded
 from moe_lab.kernels.residency import LayerState, nan_keep
 from moe_lab.kernels.settle import settle
+from moe_lab.kernels.sound import sound, unsound
 
 if TYPE_CHECKING:
     from moe_lab.eviction import EvictionPolicy
@@ -36,7 +37,9 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
         rows: how many rows of ``ids`` are one token, where one pool serves several layers in turn.
 
     Raises:
-        PolicyError: a policy that needs what is not here, or whose function raised or gave NaN.
+        PolicyError: a policy that needs what is not here, or whose function raised or gave NaN; or logits that cannot be
+            ranked (NaN, +inf), where a policy looks at them.
+        SettingError: arrays that do not fit, or ids that are no experts of the layer or stand twice in a row.
 
     Example:
         >>> from moe_lab.eviction import LRU
@@ -51,6 +54,8 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
                           "an engine, or replay a trace that has them")
     if ids.ndim != 2 or ids.shape[1] != state.K:
         raise SettingError(f"ids must be (tokens, {state.K}), not {ids.shape}")
+    if rows < 1:
+        raise SettingError(f"rows={rows} of one token must be 1 or more")
     ids = recorded(ids, state.E)
     gates = _rows(weights, ids.shape, "weights")
     z = _rows(logits if "logits" in state.eviction.needs else None, (len(ids), state.E), "logits")
@@ -59,15 +64,15 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
     def settle_stretch(first: int, end: int) -> None:
         at = slice(first * rows, end * rows)
         w, logits_here = (each[at] if len(each) == len(ids) else each for each in (gates, z))
-        _replay(state, ids[at], w, logits_here, hits[at], rows)
+        _replay(state, ids[at], w, logits_here, hits[at], rows, first)
 
     state.in_stretches(-(-len(ids) // rows), settle_stretch)
     return hits
 
 
 def _replay(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.ndarray, hits: np.ndarray,
-            rows: int) -> None:
-    """Settle tokens in which no parameter changes."""
+            rows: int, first: int) -> None:
+    """Settle tokens in which no parameter changes, from token ``first`` of the whole replay on."""
     try:
         code = replay_kernel(state.block, ids, gates, logits, hits, rows)
     except Exception as error:
@@ -76,8 +81,10 @@ def _replay(state: LayerState, ids: np.ndarray, gates: np.ndarray, logits: np.nd
         raise raised(error, (type(state.eviction),),
                      lambda: _again(state, ids[:upto], gates, logits, rows)) from error
     if code != FINE:
-        expert = int(state.report[1])
+        row, expert = (int(x) for x in state.report)
         state.undo()
+        if code == UNSOUND:
+            raise unsound(logits[row], f"at token {first + row // rows} of this replay, layer {state.layer}")
         raise nan_keep(state, expert)
 
 
@@ -113,8 +120,10 @@ def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits:
     for t in range(ids.shape[0]):
         layer.report[0] = t
         if block[TOKEN_HOOK]:
-            token_at(block[TOKEN_HOOK])(logits[t * logit_step], layer.stats, layer.eviction_state,
-                                        layer.eviction_params, layer.clock[0])
+            z = logits[t * logit_step]
+            if not sound(z):
+                return UNSOUND
+            token_at(block[TOKEN_HOOK])(z, layer.stats, layer.eviction_state, layer.eviction_params, layer.clock[0])
         held = settle(block, layer, held, ids[t], gates[t * gate_step], hits[t], evicted)
         if held < 0:
             return NAN_KEEP
@@ -131,12 +140,18 @@ def misses_by_window(ids: np.ndarray, hits: np.ndarray, window: int) -> tuple[np
         ids: (T, K) int32, -1 for none.
         hits: (T, K) bool.
 
+    Raises:
+        SettingError: hits of another shape, or windows of no token.
+
     Example:
         >>> ids = np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32)
         >>> hits = np.array([[0, 0], [1, 0], [0, 1]], dtype=bool)
         >>> [found.tolist() for found in misses_by_window(ids, hits, 2)]
         [[3, 1], [2, 1]]
     """
+    if hits.shape != ids.shape or window < 1:
+        raise SettingError(f"hits {hits.shape} must have the shape {ids.shape} of the ids, and window={window} be 1 or "
+                           "more")
     misses, waits = np.zeros((2, -(-len(ids) // window)), dtype=np.int64)
     _add_up(np.require(ids, np.int32, ["C", "A", "W"]), np.require(hits, np.bool_, ["C", "A", "W"]), window, misses,
             waits)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_lab.errors import SettingError
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.recorded import recorded
 
@@ -74,13 +75,15 @@ def lru_profile(ids: np.ndarray, E: int, window: int) -> LRUProfile:
     From an empty start; the windows only cut the counts.
 
     Raises:
-        SettingError: an id that is not one of ``E`` experts.
+        SettingError: an id that is not one of ``E`` experts, or windows of no token.
 
     Example:
         >>> lru_profile(np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32), E=4, window=2).misses[:, 2:].tolist()
         [[3, 3, 3], [1, 0, 0]]
     """
     ids = recorded(ids, E)
+    if window < 1:
+        raise SettingError(f"window={window} must be a number of tokens, 1 or more")
     counts, worst = np.zeros((2, -(-len(ids) // window), E + 1), dtype=np.int64)
     (_profile_wide if E >= WIDE else _profile)(ids, E, window, counts, worst)
     return LRUProfile(*(_beyond(found) for found in (counts, worst)))

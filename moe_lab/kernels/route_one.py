@@ -15,7 +15,7 @@ from moe_lab.kernels.layer import FINE
 from moe_lab.kernels.places import find_places
 from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.sealed import Sealed
-from moe_lab.kernels.walk import broken, failed, walk, walk_kernel
+from moe_lab.kernels.walk import broken, check_ranks, failed, walk, walk_kernel
 from moe_lab.kernels.walked import Walked
 
 
@@ -52,6 +52,7 @@ class RouteOne:
 
     def __init__(self, state: LayerState, logits: np.ndarray, weights: np.ndarray, walked: Walked,
                  slot_of: np.ndarray) -> None:
+        check_ranks(state)
         self.state, self.logits, self.weights, self.walked, self.slot_of = state, logits, weights, walked, slot_of
         self.slots = np.full(state.K, -1, np.int32)
         """(K,) int32: where the experts lie, -1 for those that are missing."""

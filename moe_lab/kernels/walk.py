@@ -12,13 +12,26 @@ import numpy as np
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.kernels.choose import by_weight, choose, rank_of
 from moe_lab.kernels.jit import copied, jit
-from moe_lab.kernels.layer import FINE, NAN_KEEP, NAN_SCORE, NO_EXPERT, RANK, TOKEN_HOOK, TOP_K, opened, remember
+from moe_lab.kernels.layer import (
+    FINE,
+    NAN_KEEP,
+    NAN_SCORE,
+    NO_EXPERT,
+    RANK,
+    TOKEN_HOOK,
+    TOP_K,
+    UNSOUND,
+    opened,
+    remember,
+)
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import place, raised
 from moe_lab.kernels.pointers import rank_at, token_at
 from moe_lab.kernels.residency import LayerState, nan_keep
 from moe_lab.kernels.settle import settle
+from moe_lab.kernels.sound import finite, sound, unsound
 from moe_lab.kernels.walked import Walked
+from moe_lab.spec import MOST_EXPERTS
 
 
 def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked | None = None) -> Walked:
@@ -31,7 +44,9 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
         out: arrays of the right size to write to, instead of new ones.
 
     Raises:
-        PolicyError: a policy's function raised, gave NaN, or left no expert to use.
+        SettingError: arrays that do not fit, or more experts than ranks can count.
+        PolicyError: a policy's function raised, gave NaN, or left no expert to use; or the router's own numbers cannot be
+            ranked: a logit that is NaN or +inf, a weight that is not finite (a logit of -inf masks its expert).
 
     Example:
         >>> from moe_lab.routing import Original
@@ -43,6 +58,7 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
         ([[0, 1], [0, 3]], [[False, False], [True, False]], [[-1, -1], [-1, 1]])
     """
     logits, weights = _rows(logits, state.E, "logits"), _rows(weights, state.E, "weights")
+    check_ranks(state)
     if logits.shape != weights.shape:
         raise SettingError(f"logits {logits.shape} and weights {weights.shape} must have the same shape")
     if out is None:
@@ -56,6 +72,12 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
     state.in_stretches(logits.shape[0], lambda first, end: _walk(
         state, logits[first:end], weights[first:end], Walked(*(array[first:end] for array in room)), first))
     return out
+
+
+def check_ranks(state: LayerState) -> None:
+    """Raise a SettingError for more experts than the ranks of ``Walked`` can count."""
+    if state.E > MOST_EXPERTS:
+        raise SettingError(f"a layer of {state.E:,} experts cannot be routed: {MOST_EXPERTS:,} are possible")
 
 
 def _walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked, first: int) -> None:
@@ -123,9 +145,8 @@ def failed(state: LayerState, code: int, logits: np.ndarray, first: int = 0) -> 
     policy = state.routing
     if code == NAN_KEEP:
         return nan_keep(state, expert)
-    if np.isnan(logits[token]).any():
-        return PolicyError(f"the router's own logits hold NaN {at}: the model, not the policy, is broken. "
-                           "Nothing was changed.")
+    if code == UNSOUND or (logits[token] == -np.inf).all():
+        return unsound(logits[token], at)
     if code == NO_EXPERT:
         return PolicyError(f"policy {policy.name!r}: {place(policy.rank)} left no expert to use {at}: every score is "
                            "-inf; leave at least one finite. Nothing was changed.")
@@ -144,6 +165,8 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
     for t in range(logits.shape[0]):
         layer.report[0] = t
         z, w, chosen = logits[t], weights[t], ids[t]
+        if not (sound(z) and finite(w)):
+            return UNSOUND
         if t == logits.shape[0] - 1:
             copied(z, layer.logits)
             copied(layer.resident, layer.before)

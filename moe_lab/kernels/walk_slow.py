@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.residency import LayerState
+from moe_lab.kernels.sound import fault
 from moe_lab.kernels.walked import Walked
 
 
@@ -19,7 +20,7 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
     """As :func:`moe_lab.kernels.walk.walk`, in plain Python.
 
     Raises:
-        ValueError: a NaN score or keep, or no expert to use.
+        ValueError: a router's numbers that cannot be ranked, a NaN score or keep, or no expert to use.
     """
     T, K = logits.shape[0], state.K
     out = Walked.empty(T, K)
@@ -27,6 +28,8 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
         routing = state.routing.at(state.layer, state.token)
         eviction = state.eviction.at(state.layer, state.token)
         z, w, scores = logits[t], weights[t], state.scores
+        if np.isnan(z).any() or np.isposinf(z).any() or not np.isfinite(w).all():
+            raise ValueError(f"the router's {fault(z)}")
         state.logits[:], state.before[:] = z, state.resident
         routing.rank(z, w, K, state.resident, state.route_state, routing.vector(), scores)
         chosen = sorted(top_k_slow(scores, z, K), key=lambda e: (-w[e], e))
@@ -56,8 +59,10 @@ def replay_slow(state: LayerState, ids: np.ndarray, weights: np.ndarray | None =
     for t in range(len(ids)):
         policy = state.eviction.at(state.layer, state.token)
         if policy.token is not None and logits is not None:
-            policy.token(logits[t].astype(np.float32), state.stats, state.evict_state, policy.vector(),
-                         int(state.clock[0]))
+            z = logits[t].astype(np.float32)
+            if np.isnan(z).any() or np.isposinf(z).any():
+                raise ValueError(f"the router's {fault(z)}")
+            policy.token(z, state.stats, state.evict_state, policy.vector(), int(state.clock[0]))
         hits[t], _ = settle_slow(state, ids[t], np.zeros(state.K) if weights is None else weights[t])
         if (t + 1) % rows == 0:
             state.route_state[TOKEN] += 1

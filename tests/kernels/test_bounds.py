@@ -79,6 +79,14 @@ def test_belady_refuses_what_cannot_be() -> None:
         belady(np.array([[0, 1]], dtype=np.int32), 4, 1)
     with pytest.raises(SettingError, match="from -1 to 3"):
         belady(np.array([[0, 4]], dtype=np.int32), 4, 2)
+    E = belady_module.WIDE                      # the heap would run empty and be read from beyond its end
+    with pytest.raises(SettingError, match=r"distinct, not \[7, 7, 7\] \(row 1\)"):
+        belady(np.array([[1, 2, 3], [7, 7, 7]]), E, 3)
+
+
+def test_a_profile_of_no_windows_is_refused() -> None:
+    with pytest.raises(SettingError, match="window=0 must be a number of tokens"):
+        lru_profile(np.array([[0, 1]]), 4, 0)
 
 
 @settings(max_examples=40)
@@ -111,6 +119,8 @@ def test_reuse_distances_can_be_kept_up_token_by_token(rng: np.random.Generator)
     assert whole.uses == live.uses == ids.size
     with pytest.raises(SettingError, match="from -1 to 11"):
         live.add(np.array([[12]], dtype=np.int32))
+    with pytest.raises(SettingError, match=r"distinct, not \[4, 4\]"):
+        live.add(np.array([[4, 4]], dtype=np.int32))
 
 
 @pytest.mark.parametrize("wide", [False, True])

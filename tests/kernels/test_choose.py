@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moe_lab.kernels.choose import best, by_weight, choose, rank_of
+from moe_lab.kernels.choose import best, by_weight, choose, rank_of, standby
 from moe_lab.kernels.walk_slow import top_k_slow
 
 FEW = st.sampled_from([-np.inf, -2.0, -0.0, 0.0, 1.0, float(np.nextafter(np.float32(1), np.float32(2))), 3e38, np.inf])
@@ -49,10 +49,24 @@ def test_a_nan_score_names_its_expert() -> None:
     assert choose(scores, scores, np.empty(1, dtype=np.int32), np.empty(3, dtype=np.int64)) == -1 - 2
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 16, 40])
+@pytest.mark.parametrize("n", [-3, 0, 1, 3, 16, 40])
 def test_best_is_the_head_of_a_stable_sort(n: int, rng: np.random.Generator) -> None:
     logits = rng.integers(0, 5, 16).astype(np.float32)
-    assert best(logits, n).tolist() == np.argsort(-logits, kind="stable")[:n].tolist()
+    assert best(logits, n).tolist() == np.argsort(-logits, kind="stable")[:max(0, n)].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.int32])
+def test_best_takes_numbers_of_any_type(dtype: type, rng: np.random.Generator) -> None:
+    values = rng.integers(-5, 6, 16).astype(dtype)
+    assert best(values, 5).tolist() == np.argsort(-values, kind="stable")[:5].tolist()
+    assert best(np.repeat(values, 2)[::2], 5).tolist() == best(values, 5).tolist()
+
+
+def test_of_numbers_with_a_nan_none_is_best() -> None:
+    values = np.arange(8, dtype=np.float32)
+    values[2] = np.nan
+    assert best(values, 3).tolist() == best(np.full(8, np.nan), 8).tolist() == []
+    assert standby(values, np.zeros(8, np.float32), np.ones(8, np.bool_), np.array([0, 1])).tolist() == []
 
 
 def test_the_rank_is_the_place_in_a_stable_sort(rng: np.random.Generator) -> None:

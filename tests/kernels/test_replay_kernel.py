@@ -66,6 +66,22 @@ def test_recorded_logits_reach_the_token_hook(policy: ml.eviction.EvictionPolicy
         replay_layer(ids, None, fast, logits[:, :8])
 
 
+@pytest.mark.parametrize(("number", "said"), [(np.nan, "NaN"), (np.inf, "infinity")])
+def test_logits_that_cannot_be_ranked_are_shown_to_no_policy(number: float, said: str) -> None:
+    late = MRS(mix=Schedule({0: 0.1, 3: 0.5}))              # settled in two stretches
+    ids, logits = np.tile(np.arange(2, dtype=np.int32), (6, 1)), np.zeros((6, 9), np.float32)
+    replay_layer(ids, None, new_layer(9, 2, 4, None, LFU()), np.full_like(logits, number))
+    logits[:, 8] = -np.inf                                  # masked: as it should be
+    replay_layer(ids, None, new_layer(9, 2, 4, None, late), logits)
+    logits[5, 1] = number
+    state = new_layer(9, 2, 4, None, late, layer=2)
+    with pytest.raises(PolicyError, match=f"router's own logits hold {said} at token 5 of this replay, layer 2"):
+        replay_layer(ids, None, state, logits)
+    assert not state.resident.any()
+    with pytest.raises(ValueError, match=f"logits hold {said}"):
+        replay_slow(new_layer(9, 2, 4, None, late), ids, None, logits)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_token_of_several_rows_counts_once(rows: int, rng: np.random.Generator) -> None:
     ids = random_ids(rng, 60, 2, 9)
@@ -87,6 +103,9 @@ def test_misses_are_counted_by_window(rng: np.random.Generator) -> None:
     parts = [missed[at : at + 7] for at in range(0, 50, 7)]
     assert misses.tolist() == [int(part.sum()) for part in parts]
     assert waits.tolist() == [int(part.any(1).sum()) for part in parts]
+    for other, window in ((hits[:49], 7), (hits[:, :2], 7), (hits, 0)):
+        with pytest.raises(SettingError, match=r"must have the shape \(50, 3\) of the ids, and window="):
+            misses_by_window(ids, other, window)
 
 
 def test_ids_that_do_not_fit_are_refused() -> None:
@@ -98,6 +117,12 @@ def test_ids_that_do_not_fit_are_refused() -> None:
         replay_layer(np.array([[0, 1, 2]], dtype=np.int32), None, new_layer(6, 2, 3))
     with pytest.raises(SettingError, match=r"weights \(2, 2\) must have the shape \(1, 2\)"):
         replay_layer(np.array([[0, 1]], dtype=np.int32), np.ones((2, 2), np.float32), new_layer(6, 2, 3))
+    with pytest.raises(SettingError, match=r"must be distinct, not \[3, 3\] \(row 1\)"):
+        replay_layer(np.array([[0, 1], [3, 3]]), None, new_layer(6, 2, 3))
+    with pytest.raises(SettingError, match="ids must be whole numbers .* not float64"):
+        replay_layer(np.array([[0.0, 1.9]]), None, new_layer(6, 2, 3))
+    with pytest.raises(SettingError, match="rows=0 of one token must be 1 or more"):
+        replay_layer(np.array([[0, 1]]), None, new_layer(6, 2, 3), rows=0)
 
 
 def test_read_only_ids_are_replayed_without_compiling_again(rng: np.random.Generator) -> None:

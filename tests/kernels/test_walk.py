@@ -11,10 +11,12 @@ import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.eviction import EVICTION, LFU
 from moe_lab.kernels.layout import TOKEN
+from moe_lab.kernels.route_one import RouteOne
 from moe_lab.kernels.walk import walk, walk_kernel
 from moe_lab.kernels.walk_slow import walk_slow
 from moe_lab.kernels.walked import Walked
 from moe_lab.routing import ROUTING, CachePrior
+from moe_lab.spec import MOST_EXPERTS
 
 
 @settings(max_examples=40)
@@ -121,14 +123,32 @@ def test_a_walk_can_write_to_the_arrays_it_is_given(rng: np.random.Generator) ->
         assert out.evicted[0].tolist() == expected.evicted[t].tolist()
 
 
-def test_nan_logits_are_the_models_fault(rng: np.random.Generator) -> None:
-    state = new_layer(8, 2, 4, layer=3)
-    logits = random_logits(rng, 5, 8)
-    logits[2, 4] = np.nan
+@pytest.mark.parametrize("name", ROUTING)
+def test_numbers_that_cannot_be_ranked_are_the_models_fault_and_no_policy_sees_them(name: str) -> None:
+    state, twin = (new_layer(8, 2, 4, ROUTING[name](), layer=3) for _ in range(2))
+    logits = np.zeros((3, 8), dtype=np.float32)
     before = changing(state)
-    with pytest.raises(PolicyError, match=r"router's own logits hold NaN at token 2 of this walk, layer 3"):
-        walk(state, logits, softmax(logits))
+    for place, number, said in ((4, np.nan, "logits hold NaN"), (0, np.inf, "logits hold infinity"),
+                                (slice(None), -np.inf, "logits mask every expert")):
+        z = logits.copy()
+        z[2, place] = number
+        with pytest.raises(PolicyError, match=f"router's own {said} at token 2 of this walk, layer 3: the model"):
+            walk(state, z, np.full_like(z, 0.1))
+    weights = np.full_like(logits, 0.1)
+    weights[2, 7] = np.nan
+    with pytest.raises(PolicyError, match="router's own gate weights are not finite at token 2"):
+        walk(state, logits, weights)
+    with pytest.raises(ValueError, match="router's gate weights are not finite"):
+        walk_slow(twin, logits, weights)
     assert changing(state) == before
+
+
+def test_a_layer_with_more_experts_than_ranks_can_count_is_refused() -> None:
+    state, none = new_layer(MOST_EXPERTS + 1, 1, 1), np.zeros((0, MOST_EXPERTS + 1), np.float32)
+    for route in (lambda: walk(state, none, none),
+                  lambda: RouteOne(state, none, none, Walked.empty(1, 1), np.zeros(1, np.int32))):
+        with pytest.raises(SettingError, match="32,768 experts cannot be routed: 32,767 are possible"):
+            route()
 
 
 def test_a_policy_that_drops_experts_uses_fewer(rng: np.random.Generator) -> None:

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 from hypothesis import given
 
+from moe_lab.errors import SettingError
 from moe_lab_widgets.curve import ReuseCurve
 
 
@@ -46,6 +47,12 @@ def test_unused_places_are_no_uses():
         curve.add(token)
     for slots in (2, 3, 4):
         assert curve.hit_rate()[slots] == pytest.approx(lru_hits(ids[:, 0], slots) / 7)
+
+
+@pytest.mark.parametrize("ids", [[[0, 4]], [[1, 1]], [[2**32, 1]], [[-2, 1]]])
+def test_ids_that_are_no_experts_of_a_layer_are_refused(ids):
+    with pytest.raises(SettingError, match="ids"):
+        ReuseCurve(1, 4, 2).add(np.array([ids]))
 
 
 def test_the_curve_speaks_of_its_window_only():

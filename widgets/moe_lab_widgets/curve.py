@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_lab.kernels.jit import jit
+from moe_lab.kernels.recorded import recorded
 
 WINDOW = 512
 """Tokens that the curve speaks of."""
@@ -32,8 +33,8 @@ class ReuseCurve:
     def __init__(self, L: int, E: int, K: int, window: int = WINDOW) -> None:
         self.L, self.E, self.K = L, E, K
         self.window = window
-        self._order = np.full((L, E), -1, dtype=np.int16)
-        self._ring = np.zeros((window, L, K), dtype=np.int16)
+        self._order = np.full((L, E), -1, dtype=np.int32)
+        self._ring = np.zeros((window, L, K), dtype=np.int32)
         self._tokens = 0
         self._counts = np.zeros(E + 2, dtype=np.int64)
         self.forget()
@@ -45,8 +46,8 @@ class ReuseCurve:
 
     def add(self, ids: np.ndarray) -> None:
         """Tokens in order: ``ids`` (T, L, K) int32, or one (L, K); -1 where fewer were used, each row in the order of
-        touch."""
-        ids = np.ascontiguousarray(ids.reshape(-1, self.L, self.K), dtype=np.int32)
+        touch. A SettingError for ids that are no experts of a layer, or stand twice in a row."""
+        ids = recorded(ids.reshape(-1, self.K), self.E).reshape(-1, self.L, self.K)
         _add(ids, self._order, self._ring, self._counts, self._tokens % self.window)
         self._tokens += len(ids)
 
@@ -69,8 +70,8 @@ class ReuseCurve:
 def _add(ids: np.ndarray, order: np.ndarray, ring: np.ndarray, counts: np.ndarray, row: int) -> None:
     """Count tokens ``ids`` (T, L, K) int32 and let the oldest of the window go.
 
-    ``order`` (L, E) int16: experts, the most recent first, -1 behind the last that was ever used. ``ring`` (window, L,
-    K) int16: distances, 0 for an unused place, E + 1 for a first use; ``row`` is the oldest. ``counts`` (E + 2,) int64:
+    ``order`` (L, E) int32: experts, the most recent first, -1 behind the last that was ever used. ``ring`` (window, L,
+    K) int32: distances, 0 for an unused place, E + 1 for a first use; ``row`` is the oldest. ``counts`` (E + 2,) int64:
     places of the ring by distance. The slow twin is ``moe_lab.kernels.reuse.lru_hit_rates_slow``.
     """
     L, E = order.shape

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import math
-import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, overload
@@ -16,6 +14,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from moe_lab.errors import PolicyError
+from moe_lab.units import real_number, whole_number
 
 
 class ByLayer(tuple[float, ...]):
@@ -65,15 +64,16 @@ class Schedule:
 
     def __init__(self, steps: Mapping[int, float] | Iterable[tuple[int, float]]) -> None:
         try:
-            pairs = sorted(steps.items() if isinstance(steps, Mapping) else steps)
-        except TypeError:
+            pairs = [(whole_number(token), value)
+                     for token, value in (steps.items() if isinstance(steps, Mapping) else steps)]
+        except (TypeError, ValueError):         # not iterable, or no pairs
             pairs = []
-        tokens = [token for token, _ in pairs]
-        if not pairs or tokens[0] != 0 or len(set(tokens)) < len(tokens) or not all(
-                isinstance(token, (int, np.integer)) and not isinstance(token, bool) for token in tokens):
+        counted = sorted(((token, value) for token, value in pairs if token is not None), key=lambda pair: pair[0])
+        tokens = [token for token, _ in counted]
+        if not counted or tokens[0] != 0 or len(set(tokens)) < len(pairs):
             raise PolicyError(f"a schedule gives a number from token 0 on and from later tokens on, such as "
                               f"Schedule({{0: 0.0, 256: 0.5}}), not {steps!r}")
-        object.__setattr__(self, "steps", tuple((int(token), value) for token, value in pairs))
+        object.__setattr__(self, "steps", tuple(counted))
 
     def at(self, layer: int, token: int) -> float:
         """The number that holds at ``token``."""
@@ -95,6 +95,8 @@ class Schedule:
 
 
 Value = float | ByLayer | Schedule
+_COUNTED = 2**31
+"""No whole number reaches it: policies make ints of their parameters, and one beyond 64 bits would be any number."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,12 @@ class Parameter:
     name: str = field(default="", init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(x) for x in (self.default, self.low, self.high)) or self.low > self.high:
-            raise PolicyError(f"a Parameter needs finite numbers with low <= high, not {self!r}")
+        asked = (self.default, self.low, self.high)
+        if any(real_number(x) is None for x in asked) or self.low > self.high:
+            raise PolicyError(f"a Parameter needs finite numbers with low <= high, not Parameter{asked!r}")
+        for key in ("low", "high"):             # plain numbers, whatever kind was given
+            whole = whole_number(getattr(self, key))
+            object.__setattr__(self, key, real_number(getattr(self, key)) if whole is None else whole)
         object.__setattr__(self, "default", self.check(self.default, "the default"))
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -154,12 +160,14 @@ class Parameter:
             span += f", or {', '.join(map(repr, self.words))}"
         if isinstance(value, str) and value in self.words:
             return self.words[value]
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        number = real_number(value)
+        if number is None or (self.integer and number != int(number)):
             raise PolicyError(f"{asked} must be {span}, not {value!r}")
-        number = float(value)
-        inside = math.isfinite(number) and number >= self.low and (self.open_ended or number <= self.high)
-        if not (inside or number in self.words.values()) or (self.integer and number != int(number)):
+        inside = self.low <= number and (self.open_ended or number <= self.high)
+        if not (inside or number in self.words.values()):
             raise PolicyError(f"{asked} must be {span}, not {value!r}")
+        if self.integer and abs(number) >= _COUNTED:
+            raise PolicyError(f"{asked} must be {span}, below 2^31; {value!r} is more than anything counts")
         return int(number) if self.integer else number
 
     def accept(self, value: object, asked: str) -> Value:
@@ -167,7 +175,7 @@ class Parameter:
         if isinstance(value, Schedule):
             return Schedule([(token, self.check(number, f"{asked} from token {token} on"))
                              for token, number in value.steps])
-        if isinstance(value, (list, tuple, np.ndarray)):
+        if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
             if not len(value):
                 raise PolicyError(f"{asked} by layer needs one number for every MoE layer, not an empty list")
             return ByLayer([self.check(number, f"{asked} in layer {layer}") for layer, number in enumerate(value)])
@@ -221,9 +229,12 @@ class Table:
     def _finite(self, values: Any, asked: str) -> tuple[float, ...]:
         wanted = len(self.default)
         try:
-            array = np.array(list(values) if not isinstance(values, np.ndarray) else values, dtype=np.float64)
+            array = np.array(list(values) if not isinstance(values, np.ndarray) else values)
         except (TypeError, ValueError):
             raise PolicyError(f"{asked} must be a row of {wanted or 'finite'} numbers, not {values!r}") from None
+        if array.dtype.kind not in "iuf":
+            raise PolicyError(f"{asked} must be a row of {wanted or 'finite'} numbers, not {values!r}")
+        array = array.astype(np.float64)
         if array.ndim != 1 or not array.size or (wanted and array.size != wanted) or not np.isfinite(array).all():
             raise PolicyError(f"{asked} must be a row of {f'{wanted} ' if wanted else ''}finite numbers, not an array "
                               f"{array.shape} with {int((~np.isfinite(array)).sum())} that are not finite")

@@ -27,7 +27,7 @@ def whole_number(value: object) -> int | None:
     >>> whole_number(16), whole_number(np.uint8(16)), whole_number(True), whole_number(16.0), whole_number("16")
     (16, 16, None, None, None)
     """
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    return int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else None
 
 
 def real_number(value: object) -> float | None:
@@ -39,7 +39,7 @@ def real_number(value: object) -> float | None:
     >>> real_number(np.float32(0.5)), real_number(2), real_number(True), real_number(np.nan), real_number("0.5")
     (0.5, 2.0, None, None, None)
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
         number = float(value)
@@ -48,7 +48,7 @@ def real_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _parse(text: str | float, units: Mapping[str, float], what: str, example: str) -> float:
+def _parse(text: object, units: Mapping[str, float], what: str, example: str) -> float:
     if isinstance(text, str):
         match = _NUMBER.fullmatch(text)
         unit = match.group(2).lower() if match else None
@@ -56,7 +56,7 @@ def _parse(text: str | float, units: Mapping[str, float], what: str, example: st
             raise SettingError(f"{what} {text!r} is not understood; type one like {example!r} "
                                f"(units: {', '.join(units)})")
         number = real_number(float(match.group(1)) * (units[unit] if unit else 1.0))
-    elif not isinstance(text, numbers.Real) or isinstance(text, bool):
+    elif isinstance(text, bool) or not isinstance(text, numbers.Real):
         raise SettingError(f"{what} must be a number or a text like {example!r}, not {text!r}")
     else:
         number = real_number(text)

@@ -72,7 +72,8 @@ def test_every_number_of_a_list_or_schedule_is_checked(value: object, said: str)
         MaxRank(window=[8, 8.5])
 
 
-@pytest.mark.parametrize("steps", [{}, {5: 1.0}, {0: 1, -3: 1}, {0: 1, 2.5: 1}, [(0, 1), (0, 2)], 7])
+@pytest.mark.parametrize("steps", [{}, {5: 1.0}, {0: 1, -3: 1}, {0: 1, 2.5: 1}, [(0, 1), (0, 2)], 7, [1, 2, 3],
+                                   [(0, 1, 2)], {0: 1, True: 2}, {"0": 1}])
 def test_a_schedule_begins_with_token_0_and_counts_whole_tokens(steps: object) -> None:
     with pytest.raises(PolicyError, match="from token 0 on"):
         Schedule(steps)
@@ -118,7 +119,8 @@ def test_a_table_follows_the_parameters_and_has_no_slider() -> None:
     assert len({policy, policy.replace(), mine()}) == 2
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [1, 2, float("nan")], "abc", 5, [[1, 2, 3]], None])
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1, 2, float("nan")], "abc", 5, [[1, 2, 3]], None, [True, True, False],
+                                    ["1", "2", "3"], [1, 2, 10**400]])
 def test_a_table_is_a_row_of_as_many_finite_numbers(values: object) -> None:
     @ml.eviction.policy(table=Table([0.0] * 3))
     def mine(expert, stats, state, params, now):

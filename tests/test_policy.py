@@ -10,7 +10,7 @@ import pytest
 import moe_lab as ml
 from moe_lab.errors import PolicyError
 from moe_lab.eviction import EVICTION, LRU, AgedLFU
-from moe_lab.policy import Parameter, resolve
+from moe_lab.policy import Parameter, Schedule, resolve
 from moe_lab.routing import ROUTING, CachePrior, MaxRank, Original
 
 ALL = [*ROUTING.values(), *EVICTION.values()]
@@ -73,7 +73,8 @@ def test_a_policy_is_frozen_and_says_how_to_make_another() -> None:
     assert policy == CachePrior()
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.5", None, True, 1j])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.5", None, True, 1j, np.True_,
+                                   np.array(0.5), 10**400])
 def test_a_penalty_that_is_no_number_from_0_is_refused(value: object) -> None:
     with pytest.raises(PolicyError, match="penalty of CachePrior must be a number from 0"):
         CachePrior(penalty=value)
@@ -95,8 +96,18 @@ def test_a_whole_number_is_asked_for_where_one_is_needed() -> None:
         MaxRank(window=8.5)
 
 
+def test_a_whole_number_beyond_31_bits_is_refused_where_the_range_is_open() -> None:
+    assert MaxRank(window=2**31 - 1).window == 2**31 - 1
+    for window in (2**31, 1e300):               # as an int of 64 bits the latter would be the least there is
+        with pytest.raises(PolicyError, match=r"window of MaxRank must be .* below 2\^31"):
+            MaxRank(window=window)
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     assert CachePrior(penalty=np.float32(0.5), keep_top=np.int64(2)) == CachePrior(penalty=0.5, keep_top=2)
+    parameter = Parameter(np.float32(0.5), np.int64(0), np.float32(1))
+    assert [type(x) for x in (parameter.default, parameter.low, parameter.high)] == [float, int, float]
+    assert Schedule({np.int32(0): np.float64(0.5)}).steps == ((0, 0.5),)
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones_nearest_first() -> None:
@@ -215,5 +226,6 @@ def test_a_policy_with_a_token_hook_needs_logits() -> None:
 def test_a_parameter_outside_its_own_range_is_refused() -> None:
     with pytest.raises(PolicyError, match="the default must be a number from 0 to 1, not 2"):
         Parameter(2, 0, 1)
-    with pytest.raises(PolicyError, match="low <= high"):
-        Parameter(2, 3, 1)
+    for numbers in ((2, 3, 1), ("a", 0, 1), (0, 0, np.inf), (0, None, 1)):
+        with pytest.raises(PolicyError, match="low <= high"):
+            Parameter(*numbers)

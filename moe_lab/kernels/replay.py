@@ -37,8 +37,8 @@ def replay_layer(ids: np.ndarray, weights: np.ndarray | None, state: LayerState,
         rows: how many rows of ``ids`` are one token, where one pool serves several layers in turn.
 
     Raises:
-        PolicyError: a policy that needs what is not here, or whose function raised or gave NaN; or logits that cannot be
-            ranked (NaN, +inf), where a policy looks at them.
+        PolicyError: a policy that needs what is not here, or whose function raised or gave NaN; or logits that cannot
+            be ranked (NaN, +inf), where a policy looks at them.
         SettingError: arrays that do not fit, or ids that are no experts of the layer or stand twice in a row.
 
     Example:

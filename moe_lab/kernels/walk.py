@@ -45,8 +45,8 @@ def walk(state: LayerState, logits: np.ndarray, weights: np.ndarray, out: Walked
 
     Raises:
         SettingError: arrays that do not fit, or more experts than ranks can count.
-        PolicyError: a policy's function raised, gave NaN, or left no expert to use; or the router's own numbers cannot be
-            ranked: a logit that is NaN or +inf, a weight that is not finite (a logit of -inf masks its expert).
+        PolicyError: a policy's function raised, gave NaN, or left no expert to use; or the router's own numbers cannot
+            be ranked: a logit that is NaN or +inf, a weight that is not finite (a logit of -inf masks its expert).
 
     Example:
         >>> from moe_lab.routing import Original

@@ -119,7 +119,7 @@ def test_ids_that_do_not_fit_are_refused() -> None:
         replay_layer(np.array([[0, 1]], dtype=np.int32), np.ones((2, 2), np.float32), new_layer(6, 2, 3))
     with pytest.raises(SettingError, match=r"must be distinct, not \[3, 3\] \(row 1\)"):
         replay_layer(np.array([[0, 1], [3, 3]]), None, new_layer(6, 2, 3))
-    with pytest.raises(SettingError, match="ids must be whole numbers .* not float64"):
+    with pytest.raises(SettingError, match=r"ids must be whole numbers .* not float64"):
         replay_layer(np.array([[0.0, 1.9]]), None, new_layer(6, 2, 3))
     with pytest.raises(SettingError, match="rows=0 of one token must be 1 or more"):
         replay_layer(np.array([[0, 1]]), None, new_layer(6, 2, 3), rows=0)

@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 
 from moe_lab.errors import TraceError
+from moe_lab.spec import MOST_EXPERTS
 from moe_lab.trace_files import READERS, WRITERS
+from moe_lab.trace_files.arrays import real_numbers, whole_numbers, within
+from moe_lab.trace_files.meta import plain
 from moe_lab.trace_files.phases import DECODE, PREFILL
+from moe_lab.trace_files.strange import door
+from moe_lab.units import whole_number
 
+_INT64 = -(2**63), 2**63 - 1
 RUN = 8
 """Tokens in a row that are compared to find a stretch of one trace in another."""
 
@@ -27,7 +33,9 @@ class Trace:
     """The routes of T tokens through L layers, K experts each. Arrays are read-only.
 
     Raises:
-        TraceError: shapes that do not fit, an id out of range, an expert twice in one place.
+        TraceError: shapes that do not fit; an id out of range, an expert twice in one place; anything that is no whole
+            number where one is meant, or that the array it goes to cannot hold; NaN, infinities (but -inf for a
+            masked logit) and negative weights; a meta that is not JSON. Nothing is cut off or wrapped round.
 
     Example:
         >>> trace = Trace(ids=np.array([[[0, 1]], [[2, 1]]]), experts=4)
@@ -50,34 +58,21 @@ class Trace:
     logits: np.ndarray | None = None
     """(T, L, E) float16 router logits, or None: enough to route again approximately, not exactly."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: plain values that JSON can hold. ``experts`` says ``"guessed"`` where they were."""
+    """Where it comes from, as a file would hold it: text, numbers, lists, dicts. ``experts`` says ``"guessed"`` where
+    they were."""
 
     def __post_init__(self) -> None:
-        ids = np.array(self.ids, dtype=np.int32, order="C")
-        if ids.ndim != 3:
-            raise TraceError(f"ids must be (tokens, layers, K), not {ids.shape}")
-        T = len(ids)
-        meta = dict(self.meta)
-        largest = int(ids.max(initial=-1))
-        given: int | None = self.experts
+        meta, given = plain(self.meta), experts_of(self.experts)
         if given is None:
             meta["experts"] = "guessed"
-        experts = largest + 1 if given is None else int(given)
-        if largest >= experts or ids.min(initial=0) < -1:
-            t, l, k = (int(i[0]) for i in np.nonzero((ids >= experts) | (ids < -1)))
-            raise TraceError(f"token {t}, layer {l}: expert {ids[t, l, k]} is out of range, ids go from 0 to "
-                             f"{experts - 1}")
-        row = np.sort(ids, axis=2)
-        twice = (row[..., 1:] == row[..., :-1]) & (row[..., 1:] >= 0)
-        if twice.any():
-            t, l, k = (int(i[0]) for i in np.nonzero(twice))
-            raise TraceError(f"token {t}, layer {l}: expert {row[t, l, k]} twice; one place has distinct experts")
-        phase = np.full(T, DECODE, np.uint8) if self.phase is None else _array(self.phase, np.uint8, (T,), "phase")
-        weights = None if self.weights is None else _array(self.weights, np.float32, ids.shape, "weights")
-        tokens = None if self.tokens is None else _array(self.tokens, np.int64, (T,), "tokens")
-        if (phase > DECODE).any():
-            raise TraceError(f"token {int(np.argmax(phase > DECODE))}: phase is 0 (prefill) or 1 (decode)")
-        logits = None if self.logits is None else _array(self.logits, np.float16, (*ids.shape[:2], experts), "logits")
+        ids = _ids(self.ids, MOST_EXPERTS if given is None else given)
+        T, experts = len(ids), int(ids.max(initial=-1)) + 1 if given is None else given
+        phase = np.full(T, DECODE, np.uint8) if self.phase is None else _phase(self.phase, T)
+        weights = None if self.weights is None else real_numbers(self.weights, "weights", ids.shape, np.float32, low=0)
+        tokens = None if self.tokens is None else within(
+            whole_numbers(self.tokens, "tokens", (T,)), *_INT64, np.int64, "tokens")
+        logits = None if self.logits is None else real_numbers(
+            self.logits, "logits", (*ids.shape[:2], experts), np.float16, low=-np.inf, masks=True)
         values = {"ids": ids, "weights": weights, "phase": phase, "experts": experts, "tokens": tokens,
                   "logits": logits, "meta": meta}
         for name, value in values.items():
@@ -115,7 +110,11 @@ class Trace:
         if not isinstance(which, (slice, np.ndarray)):
             raise TraceError(f"trace[{which!r}]: a trace is cut by a slice, trace[:100], or by a mask; one token is "
                              "trace[5:6]")
-        return replace(self, ids=self.ids[which], phase=self.phase[which],
+        try:
+            ids = self.ids[which]
+        except (IndexError, TypeError) as error:
+            raise TraceError(f"trace[{which!r}] does not fit {len(self)} tokens: {error}") from None
+        return replace(self, ids=ids, phase=self.phase[which],
                        weights=None if self.weights is None else self.weights[which],
                        tokens=None if self.tokens is None else self.tokens[which],
                        logits=None if self.logits is None else self.logits[which])
@@ -157,19 +156,19 @@ class Trace:
             experts: experts of a layer, where the file does not say; else the largest id + 1 over all layers.
 
         Raises:
-            TraceError: no such file, or one that is malformed or truncated: the line and what was expected.
+            TraceError: no such file, or one that is malformed or truncated, in whatever way: the line and what was
+                expected. Pickles are never read.
         """
-        path = Path(path)
+        path, experts = Path(path), experts_of(experts)
         if path.suffix not in READERS:
             raise TraceError(f"{path}: a trace is {', '.join(READERS)}, not {path.suffix!r}")
         try:
-            found = READERS[path.suffix](path, experts)
-            found["experts"] = experts if experts is not None else found.get("experts")
-            return cls(**found)
+            with door(str(path)):
+                found = READERS[path.suffix](path, experts)
+                found["experts"] = experts if experts is not None else found.get("experts")
+                return cls(**found)
         except OSError as error:
             raise TraceError(f"{path} cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise TraceError(f"{path} is not text: {error}") from error
         except TraceError as error:
             raise error if str(path) in str(error) else TraceError(f"{path}: {error}") from None
 
@@ -178,8 +177,8 @@ class Trace:
         router logits; unused places come back behind the used ones).
 
         Raises:
-            TraceError: another suffix, a folder that cannot be written to, no pyarrow for ``.parquet``, or what a
-                ``.jsonl`` or ``.csv`` has no line for.
+            TraceError: another suffix, a folder that cannot be written to, no pyarrow for ``.parquet``, what a
+                ``.jsonl`` or ``.csv`` has no line for, or a meta that is not JSON.
         """
         path = Path(path)
         if path.suffix not in WRITERS:
@@ -198,8 +197,41 @@ def _scattered(numbers: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _array(values: Any, dtype: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    array = np.array(values, dtype=dtype, order="C")
-    if array.shape != shape:
-        raise TraceError(f"{what} must be {shape} to fit the ids, not {array.shape}")
-    return array
+def experts_of(given: Any) -> int | None:
+    """How many experts a layer has, as given; None where nobody said.
+
+    Raises:
+        TraceError: no whole number, or more than a layer can have.
+    """
+    number = whole_number(given)
+    if given is not None and (number is None or not 0 <= number <= MOST_EXPERTS):
+        raise TraceError(f"experts={given!r} must be a whole number up to {MOST_EXPERTS:,}: the experts of one layer")
+    return number
+
+
+def _ids(values: Any, experts: int) -> np.ndarray:
+    """(T, L, K) int32, from -1 to ``experts`` - 1, distinct in a place."""
+    ids = whole_numbers(values, "ids")
+    if ids.ndim != 3:
+        raise TraceError(f"ids must be (tokens, layers, K), not {ids.shape}")
+    outside = (ids >= experts) | (ids < -1)
+    if outside.any():
+        t, l, k = (int(i[0]) for i in np.nonzero(outside))
+        raise TraceError(f"token {t}, layer {l}: expert {ids[t, l, k]} is out of range, ids go from 0 to {experts - 1}")
+    ids = np.array(ids, dtype=np.int32, order="C")
+    row = np.sort(ids, axis=2)
+    twice = (row[..., 1:] == row[..., :-1]) & (row[..., 1:] >= 0)
+    if twice.any():
+        t, l, k = (int(i[0]) for i in np.nonzero(twice))
+        raise TraceError(f"token {t}, layer {l}: expert {row[t, l, k]} twice; one place has distinct experts")
+    return ids
+
+
+def _phase(values: Any, T: int) -> np.ndarray:
+    """(T,) uint8."""
+    phase = whole_numbers(values, "phase", (T,))
+    wrong = (phase != PREFILL) & (phase != DECODE)
+    if wrong.any():
+        t = int(np.argmax(wrong))
+        raise TraceError(f"token {t}: phase is 0 (prefill) or 1 (decode), not {phase[t]}")
+    return np.array(phase, dtype=np.uint8)

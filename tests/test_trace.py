@@ -114,6 +114,9 @@ def test_a_trace_is_cut_by_a_slice_or_a_mask(rng: np.random.Generator) -> None:
     assert equal(trace[trace.phase == 0], trace.prefill)
     with pytest.raises(TraceError, match=r"trace\[3\]: .* one token is trace\[5:6\]"):
         trace[3]
+    for which in (np.ones(5, np.bool_), np.array([12]), np.array([0.5]), slice("a", None)):
+        with pytest.raises(TraceError, match="does not fit 12 tokens"):
+            trace[which]
 
 
 def test_marks_find_the_tokens_that_two_traces_share(rng: np.random.Generator) -> None:
@@ -235,7 +238,8 @@ def test_an_empty_file_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="holds no token"):
         Trace.read(jsonl(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TraceError, match="is not text"):
+    (tmp_path / "a.jsonl").write_bytes(b'{"layers": [[0]]}\n\xff\xfe\x00')
+    with pytest.raises(TraceError, match="line 2 is not text in UTF-8"):
         Trace.read(tmp_path / "a.jsonl")
 
 

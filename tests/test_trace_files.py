@@ -142,6 +142,18 @@ def test_a_file_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_meta_that_became_no_json_is_refused_before_a_byte_is_written(suffix: str, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch,
+                                                                        rng: np.random.Generator) -> None:
+    needs(suffix)
+    trace = some(rng)
+    trace.meta["late"] = object()
+    monkeypatch.setattr("moe_lab.trace_files.whole.open", None, raising=False)
+    with pytest.raises(TraceError, match=r"meta\['late'\] cannot be written as JSON: no JSON for object"):
+        trace.write(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_folder_that_is_not_there_is_named(suffix: str, tmp_path: Path, rng: np.random.Generator) -> None:
     needs(suffix)
     with pytest.raises(TraceError, match="cannot be written: No such file or directory"):
@@ -181,7 +193,7 @@ HEAD = "# route_trace v1\n# n_expert=8\nturn,phase,step,layer,slot,expert,token\
     (HEAD + "0,1,0,0,0,8,5\n", "line 4: expert 8 is out of range, ids go from 0 to 7"),
     (HEAD + "0,1,0,0,0,1,5\n0,1,0,0,1,2,6\n", "line 5: expected token 5, as before for turn 0, step 0, found 6"),
     (HEAD + "0,1,0,0,0,1,x\n", "line 4: expected whole numbers"),
-    (HEAD + "\n", "line 4: expected 7 columns .* found 0"),
+    (HEAD + "\n", "line 3: expected rows of turn"),
     (f"{route_csv._META}{{\n" + HEAD, "line 1: expected JSON after '# meta'")])
 def test_a_malformed_csv_is_refused_with_its_line(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)

@@ -7,12 +7,16 @@ Knows the keys: ``layers`` (a list of expert ids for each layer) is all that mus
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import TraceError
+from moe_lab.spec import MOST_EXPERTS
+from moe_lab.trace_files.meta import plain
 from moe_lab.trace_files.phases import DECODE, PREFILL
+from moe_lab.trace_files.strange import door, lines
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
@@ -34,15 +38,14 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     line = 0
-    with path.open(encoding="utf-8") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
+    for line, text in lines(path):
+        where = f"{path}, line {line}"
+        with door(where):
             try:
                 row = json.loads(text)
             except ValueError as error:
-                raise TraceError(f"{path}, line {line}: expected one whole JSON object: {error}") from error
-            _check(row, rows[0] if rows else row, experts, f"{path}, line {line}")
+                raise TraceError(f"{where}: expected one whole JSON object: {error}") from error
+            _check(row, rows[0] if rows else row, experts, where)
             rows.append(row)
     if not rows:
         raise TraceError(f"{path} holds no token: expected one JSON object a line with 'layers'")
@@ -62,20 +65,21 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
 
 def _check(row: Any, first: Any, experts: int | None, where: str) -> None:
     """One token has the form of the first, and its experts are in range."""
-    if not isinstance(row, dict) or not _lists(row.get("layers"), int):
+    if not isinstance(row, dict) or not row.get("layers") or not _lists(row["layers"], int):
         raise TraceError(f"{where}: expected an object with 'layers', a list of lists of expert ids")
     if len(row["layers"]) != len(first["layers"]):
         raise TraceError(f"{where}: expected {len(first['layers'])} layers, as on the first line, "
                          f"found {len(row['layers'])}")
     for key in ("experts", "K", "tokens"):
-        if row is first and key in row and (type(row[key]) is not int or row[key] < 0):
+        most = MOST_EXPERTS if key != "tokens" else row.get(key)
+        if row is first and key in row and not (type(row[key]) is int and 0 <= row[key] <= most):
             raise TraceError(f"{where}: expected {key!r}, a whole number from 0, found {row[key]!r}")
     if row is first and not isinstance(row.get("meta", {}), dict):
         raise TraceError(f"{where}: expected 'meta', an object, found {row['meta']!r}")
     known = experts if experts is not None else first.get("experts")
     for ids in row["layers"]:
-        if any(e < 0 or e >= 2**31 for e in ids):
-            raise TraceError(f"{where}: expert ids are whole numbers from 0")
+        if any(e < 0 or e >= MOST_EXPERTS for e in ids):
+            raise TraceError(f"{where}: expert ids are whole numbers from 0 to {MOST_EXPERTS - 1}")
         if known is not None and ids and max(ids) >= known:
             raise TraceError(f"{where}: expert {max(ids)} is out of range, ids go from 0 to {known - 1}")
         if len(set(ids)) != len(ids):
@@ -83,9 +87,11 @@ def _check(row: Any, first: Any, experts: int | None, where: str) -> None:
     if "weights" in first and not (_lists(row.get("weights"), int, float) and
                                    [len(w) for w in row["weights"]] == [len(ids) for ids in row["layers"]]):
         raise TraceError(f"{where}: expected 'weights' with one number per expert, as in 'layers'")
+    if "weights" in first and not all(0 <= w < math.inf for ws in row["weights"] for w in ws):
+        raise TraceError(f"{where}: weights are finite numbers from 0")
     if type(row.get("phase", DECODE)) is not int or row.get("phase", DECODE) not in (PREFILL, DECODE):
         raise TraceError(f"{where}: expected 'phase' 0 or 1, found {row['phase']!r}")
-    if "token" in first and type(row.get("token")) is not int:
+    if "token" in first and not (type(row.get("token")) is int and -(2**63) <= row["token"] < 2**63):
         raise TraceError(f"{where}: expected 'token', a whole number, as on the first line")
 
 
@@ -103,12 +109,13 @@ def write(trace: Trace, path: Path) -> None:
     """
     if not len(trace):
         raise TraceError(f"{path}: a .jsonl has one line a token, and this trace has none; write .npz")
+    meta = plain(trace.meta)
     with whole(path) as file:
-        for row in _rows(trace):
+        for row in _rows(trace, meta):
             file.write(json.dumps(row) + "\n")
 
 
-def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
+def _rows(trace: Trace, meta: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for t in range(len(trace)):
         ids = trace.ids[t].tolist()
         row: dict[str, Any] = {"tok": t, "layers": [[e for e in one if e >= 0] for one in ids],
@@ -119,5 +126,5 @@ def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
         if trace.tokens is not None:
             row["token"] = int(trace.tokens[t])
         if t == 0:
-            row |= {"experts": trace.experts, "K": trace.K, "tokens": len(trace), "meta": dict(trace.meta)}
+            row |= {"experts": trace.experts, "K": trace.K, "tokens": len(trace), "meta": meta}
         yield row

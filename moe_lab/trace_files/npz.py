@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_lab.errors import TraceError
+from moe_lab.trace_files.meta import as_json
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
         raise TraceError(f"{path}: 'meta' is not JSON: {error}") from error
     known = {"ids", "phase", *OPTIONAL}
     return {**{name: found[name] for name in known & set(found)}, "meta": meta,
-            "experts": int(found["experts"]) if "experts" in found else None}
+            "experts": found["experts"][()] if "experts" in found else None}
 
 
 def write(trace: Trace, path: Path) -> None:
@@ -55,11 +56,11 @@ def write(trace: Trace, path: Path) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write(Trace(ids=np.array([[[0, 1]], [[2, 1]]]), experts=4), path := Path(folder) / "a.npz")
         ...     found = read(path)
-        >>> found["ids"].tolist(), found["experts"]
+        >>> found["ids"].tolist(), int(found["experts"])
         ([[[0, 1]], [[2, 1]]], 4)
     """
     arrays: dict[str, Any] = {"ids": trace.ids, "phase": trace.phase, "experts": np.int64(trace.experts),
-                              "meta": np.array(json.dumps(dict(trace.meta)))}
+                              "meta": np.array(as_json(trace.meta))}
     more = {name: value for name in OPTIONAL if (value := getattr(trace, name)) is not None}
     with whole(path, "wb") as file:
         np.savez_compressed(file, **arrays, **more)

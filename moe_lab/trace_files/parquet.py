@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_lab.errors import TraceError
+from moe_lab.spec import MOST_EXPERTS
+from moe_lab.trace_files.meta import plain
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
     from moe_lab.trace import Trace
 
 _KEY = b"moe_lab_trace"
-_LISTS = {"experts": np.int32, "weights": np.float32, "logits": np.float16}
+_LISTS = ("experts", "weights", "logits")
 _NUMBERS = ("step", "layer", "phase")
 
 
@@ -61,10 +63,20 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
     order = np.argsort(place)
     lists = {name: _lists(table, name, path, arrow) for name in _LISTS if name in table.column_names}
     found: dict[str, Any] = {name: values[order].reshape(T, L, values.shape[1]) for name, values in lists.items()}
-    first = np.arange(T) * max(L, 1)
-    tokens = _numbers(table, "token", path, arrow)[order][first] if "token" in table.column_names else None
-    return {"ids": found.pop("experts"), **found, "phase": phase[order][first], "tokens": tokens,
+    tokens = _numbers(table, "token", path, arrow)[order] if "token" in table.column_names else None
+    return {"ids": found.pop("experts"), **found, "phase": _of_steps(phase[order], L, "phase", path),
+            "tokens": None if tokens is None else _of_steps(tokens, L, "token", path),
             "experts": about.get("experts"), "meta": about.get("meta", {})}
+
+
+def _of_steps(values: np.ndarray, L: int, name: str, path: Path) -> np.ndarray:
+    """One of ``values`` (T * L,) for each step, (T,): its layers must agree."""
+    first = values[:: max(L, 1)]
+    apart = np.repeat(first, max(L, 1)) != values
+    if apart.any():
+        raise TraceError(f"{path}: expected one {name} for each step, and the layers of step "
+                         f"{int(np.argmax(apart)) // L} have several")
+    return first
 
 
 def _about(metadata: dict[bytes, bytes], path: Path) -> dict[str, Any]:
@@ -82,11 +94,12 @@ def _numbers(table: Any, name: str, path: Path, arrow: Any) -> np.ndarray:
     if not arrow.types.is_integer(column.type) or column.null_count:
         raise TraceError(f"{path}: expected whole numbers in the column {name!r}, found {column.type} with "
                          f"{column.null_count} missing")
-    values: np.ndarray = column.to_numpy().astype(np.int64)
-    if name != "token" and (values < 0).any():
-        at = int(np.argmax(values < 0))
+    values: np.ndarray = column.to_numpy()
+    outside = values > 2**63 - 1 if name == "token" else (values < 0) | (values > 2**63 - 1)
+    if outside.any():
+        at = int(np.argmax(outside))
         raise TraceError(f"{path}, row {at}: expected {name} from 0, found {values[at]}")
-    return values
+    return values.astype(np.int64)
 
 
 def _lists(table: Any, name: str, path: Path, arrow: Any) -> np.ndarray:
@@ -101,16 +114,17 @@ def _lists(table: Any, name: str, path: Path, arrow: Any) -> np.ndarray:
         raise TraceError(f"{path}: expected a list of {wanted} in every row of the column {name!r}, found {kind}")
     fixed = arrow.types.is_fixed_size_list(kind)
     if not len(column):
-        return np.zeros((0, kind.list_size if fixed else 0), dtype=_LISTS[name])
+        return np.zeros((0, kind.list_size if fixed else 0), dtype=np.int64)
     lengths = np.full(len(column), kind.list_size) if fixed else np.diff(column.offsets.to_numpy())
     if (lengths != lengths[0]).any():
         at = int(np.argmax(lengths != lengths[0]))
         raise TraceError(f"{path}, row {at}: expected {lengths[0]} numbers in {name!r}, as in the first row, found "
                          f"{lengths[at]}")
     values = column.flatten().to_numpy(zero_copy_only=False)
-    if name == "experts" and values.size and not (values.min() >= -1 and values.max() < 2**31):
-        raise TraceError(f"{path}: expert ids are whole numbers from 0, and -1 for an unused place")
-    return values.astype(_LISTS[name]).reshape(len(column), int(lengths[0]))
+    if name == "experts" and values.size and not (values.min() >= -1 and values.max() < MOST_EXPERTS):
+        raise TraceError(f"{path}: expert ids are whole numbers from 0 to {MOST_EXPERTS - 1}, and -1 for an unused "
+                         "place")
+    return values.reshape(len(column), int(lengths[0]))
 
 
 def write(trace: Trace, path: Path) -> None:
@@ -130,7 +144,7 @@ def write(trace: Trace, path: Path) -> None:
             columns[name] = arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel()), values.shape[2])
     if trace.tokens is not None:
         columns["token"] = arrow.array(np.repeat(trace.tokens, L))
-    about = {"version": 1, "L": L, "experts": trace.experts, "meta": dict(trace.meta)}
+    about = {"version": 1, "L": L, "experts": trace.experts, "meta": plain(trace.meta)}
     table = arrow.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
     with whole(path, "wb") as file:
         parquet.write_table(table, file, compression="zstd")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moe_lab.errors import TraceError
+from moe_lab.spec import MOST_EXPERTS
+from moe_lab.trace_files.meta import as_json
 from moe_lab.trace_files.phases import DECODE, PREFILL
+from moe_lab.trace_files.strange import door, lines
 from moe_lab.trace_files.whole import whole
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ class _Rows:
 
     def number(self, key: str) -> int | None:
         """A whole number that the header gives."""
-        return int(self.header[key]) if self.header.get(key, "").isdigit() else None
+        return int(self.header[key]) if self.header.get(key, "").isdecimal() else None
 
     @property
     def experts(self) -> int | None:
@@ -66,27 +70,34 @@ def read(path: Path, experts: int | None = None) -> dict[str, Any]:
     """
     rows = _Rows(experts)
     line, text = 0, ""
-    with path.open(encoding="utf-8", newline="") as file:
-        for line, text in enumerate(file, 1):
-            where = f"{path}, line {line}"
-            if text.startswith("#"):
+    for line, text in lines(path):
+        where = f"{path}, line {line}"
+        with door(where):
+            if text.lstrip(' "').startswith("#"):
                 _take_comment(text, rows, where)
             elif not rows.names:
-                rows.names = next(csv.reader([text]))
+                rows.names = _cells(text)
                 if missing := [name for name in COLUMNS if name not in rows.names]:
                     raise TraceError(f"{where}: expected a line of column names with {', '.join(missing)}")
-            else:
-                _take_row(next(csv.reader([text]), []), rows, where)
+            elif any(cells := _cells(text)):    # a spreadsheet's blank line has commas
+                _take_row(cells, rows, where)
     if not rows.places:
         raise TraceError(f"{path}, line {line}: expected rows of {', '.join(rows.names or COLUMNS)}; there are none")
-    cut = int(not text.endswith("\n"))
+    cut = int(not text.endswith(("\n", "\r")))
     if (wanted := rows.number("n_row")) is not None and wanted != rows.count - cut:
         raise TraceError(f"{path}, read to line {line}: expected {wanted} rows, as the header says, found "
                          f"{rows.count - cut} whole ones; is the file whole?")
     return _gather(rows, f"{path}, read to line {line}")
 
 
+def _cells(text: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True))]
+
+
 def _take_comment(text: str, rows: _Rows, where: str) -> None:
+    if text.startswith('"'):                    # a spreadsheet took it for cells, and put quotes round some
+        text = ",".join(next(csv.reader([text])))
+    text = text.rstrip(" ,\r\n")
     if text.startswith(_META):
         try:
             rows.meta = json.loads(text[len(_META):])
@@ -107,8 +118,11 @@ def _take_row(row: list[str], rows: _Rows, where: str) -> None:
     except ValueError as error:
         raise TraceError(f"{where}: expected whole numbers for {', '.join(COLUMNS)} and a number for weight: "
                          f"{error}") from None
-    if phase not in (PREFILL, DECODE) or min(layer, slot, expert) < 0 or max(slot, expert) >= 2**31:
-        raise TraceError(f"{where}: expected phase 0 or 1 and layer, slot, expert from 0, found {value}")
+    if phase not in (PREFILL, DECODE) or min(layer, slot, expert) < 0 or max(slot, expert) >= MOST_EXPERTS:
+        raise TraceError(f"{where}: expected phase 0 or 1, layer from 0, slot and expert from 0 to {MOST_EXPERTS - 1}, "
+                         f"found {value}")
+    if not 0 <= weight < math.inf or not -(2**63) <= (token or 0) < 2**63:
+        raise TraceError(f"{where}: expected a weight that is finite and from 0, and a token of 64 bits, found {value}")
     if rows.experts is not None and expert >= rows.experts:
         raise TraceError(f"{where}: expert {expert} is out of range, ids go from 0 to {rows.experts - 1}")
     key = turn, phase, step
@@ -127,17 +141,20 @@ def _gather(rows: _Rows, where: str) -> dict[str, Any]:
     """Rows by token, layer and slot as arrays; a place must have all its slots, by the header or without a gap."""
     layers = {layer: place for place, layer in enumerate(sorted({layer for at in rows.places.values()
                                                                  for layer in at}))}
-    wanted = rows.number("n_expert_used")
-    K = max(rows.number("n_slot") or 0, *(1 + slot for at in rows.places.values() for taken in at.values()
-                                          for slot in taken))
+    wanted, K = rows.number("n_expert_used"), rows.number("n_slot") or 0
     keys = sorted(rows.places)
-    ids = np.full((len(keys), len(layers), K), -1, dtype=np.int32)
-    weights = np.zeros(ids.shape, dtype=np.float32)
-    for t, key in enumerate(keys):
+    for key in keys:
         for layer, taken in rows.places[key].items():
-            if sorted(taken) != list(range(wanted or len(taken))):
+            if len(taken) != (wanted or len(taken)) or max(taken) >= len(taken):
                 raise TraceError(f"{where}: turn {key[0]}, step {key[2]}, layer {layer} has slots {sorted(taken)}, "
                                  f"expected 0 to {(wanted or max(taken) + 1) - 1}; is the file whole?")
+            K = max(K, len(taken))
+    if K > MOST_EXPERTS:
+        raise TraceError(f"{where}: expected n_slot up to {MOST_EXPERTS}, found {K}")
+    ids = np.full((len(keys), len(layers), K), -1, dtype=np.int32)
+    weights = np.zeros(ids.shape)
+    for t, key in enumerate(keys):
+        for layer, taken in rows.places[key].items():
             for slot, (expert, weight) in taken.items():
                 place = t, layers[layer], slot
                 ids[place], weights[place] = expert, weight
@@ -160,14 +177,14 @@ def write(trace: Trace, path: Path) -> None:
         if empty.size or not trace.uses:
             raise TraceError(f"{path}: a .csv has one row an expert, and {what} {int(empty[0]) if empty.size else 0} "
                              "uses none; write .npz, which holds everything")
-    numbers = _layers(trace)
+    numbers, meta = _layers(trace), as_json(trace.meta)
     turns = np.cumsum(np.diff(trace.phase.astype(np.int8), prepend=trace.phase[:1].astype(np.int8)) < 0)
     names = [*COLUMNS, *(["weight"] if trace.weights is not None else []),
              *(["token"] if trace.tokens is not None else [])]
     full = "n_expert_used" if used.all() else "n_slot"
     with whole(path) as file:
         file.write(f"# route_trace v1\n# n_layer={trace.L} n_expert={trace.experts} {full}={trace.K} "
-                   f"n_row={trace.uses}\n{_META}{json.dumps(dict(trace.meta))}\n{','.join(names)}\n")
+                   f"n_row={trace.uses}\n{_META}{meta}\n{','.join(names)}\n")
         for t, layers in enumerate(trace.ids.tolist()):
             head = f"{turns[t]},{trace.phase[t]},{t}"
             tail = "" if trace.tokens is None else f",{trace.tokens[t]}"

@@ -32,9 +32,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteMoe", dict(intermediate_size=48, num_local_experts=8)),
     "gpt-oss": ("GptOss", dict(intermediate_size=48, num_local_experts=8, head_dim=16)),
+    "deepseek-v3": ("DeepseekV3", dict(
+        intermediate_size=96, moe_intermediate_size=32, n_routed_experts=8, n_group=1, topk_group=1, kv_lora_rank=16,
+        q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, num_key_value_heads=4,
+        first_k_dense_replace=0)),
+    "ernie": ("Ernie4_5_Moe", dict(intermediate_size=96, moe_intermediate_size=32, moe_num_experts=8, moe_k=2,
+                                   moe_layer_start_index=0, moe_layer_end_index=2)),
     "llama": ("Llama", dict(intermediate_size=96)),
 }
-"""Without a rule, of a form that is not supported, and dense."""
+"""Without a rule, of forms that are not supported, with a bias on the ranking, and dense."""
 
 
 def make(folder: Path, family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB",

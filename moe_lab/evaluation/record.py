@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from moe_lab.engine.text import to_ids, window_of
-from moe_lab.errors import SettingError, UnsupportedModelError
+from moe_lab.errors import SettingError, TraceError, UnsupportedModelError
 from moe_lab.models import RouterRule, find_routers, find_rules
 from moe_lab.trace import Trace
 
@@ -37,6 +37,7 @@ def record(model: Any, text: str | Sequence[int], tokenizer: Any = None, *, logi
 
     Raises:
         UnsupportedModelError: a dense model, or a router that does not return logits, weights and ids.
+        TraceError: a router that gives NaN or infinity.
         SettingError: an engine, a string without a tokenizer, an empty text, or a window beyond the context.
 
     Example:
@@ -120,6 +121,8 @@ def _routes(out: Any, n: int, rule: RouterRule | None) -> tuple[np.ndarray, np.n
     z, gates, chosen = (part.detach().cpu() for part in out)
     z = z.float()
     gates = gates.float() if rule is None else rule.weights(z).gather(-1, chosen.long())
+    if z.isnan().any() or not gates.isfinite().all():
+        raise TraceError("a router of this model gives NaN or infinity: the model, not the recording, is broken")
     ids, weights = chosen.numpy().astype(np.int32), gates.numpy()
     order = np.lexsort((ids, -weights))
     return (np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1),

@@ -43,7 +43,8 @@ def replay(trace: Trace | Mapping[str, Trace] | Sequence[Trace], *,
         eviction: a name, a policy or its class, or a list of them.
         cache: slots a layer: ``16``, ``"16 slots"``, ``"50%"`` of the experts, ``"all"`` sizes from K on, or a list.
         routing: policies that route the recorded logits again, ``"original"`` for the routes as they are. Approximate,
-            and marked so: other experts would have changed what later layers see.
+            and marked so: other experts would have changed what later layers see. Only for models whose router ranks by
+            its logits: where the recorded experts show another ranking (a selection bias, groups), the row is skipped.
         pooled: one budget for all layers: ``cache`` counts the slots of the whole pool, its uses come token by token,
             layer by layer, and the experts of the present layer are protected. ``"all"``: L slots, 2 L, and so on. A
             pool may be smaller than what one token uses. Policies that count uses (ticks) count those of all layers.

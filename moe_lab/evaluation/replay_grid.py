@@ -17,6 +17,7 @@ import numpy as np
 from moe_lab.errors import BudgetError, MoELabError, PolicyError, SettingError, TraceError
 from moe_lab.evaluation.counting import Task
 from moe_lab.evaluation.naming import listed, one_name_one_policy
+from moe_lab.evaluation.ranked import disagreeing
 from moe_lab.eviction import EVICTION, LRU, EvictionPolicy, LearnedEviction
 from moe_lab.kernels.replay import lacks
 from moe_lab.kernels.residency import LayerState
@@ -129,7 +130,10 @@ def plan(trace: Any, eviction: Any, cache: Any, routing: Any, pooled: bool, trai
     traces, trained = _trained(list(named.values()), evictions, train)
     windows = tuple(max(_LEAST_WINDOW, round(math.sqrt(len(each)))) if window is None else window for each in traces)
     seen = _seen(traces, trained)
-    cells = [_cell(place, each, one, policy, size, pooled, windows[place], seed, seen.get((place, policy), 0.0))
+    again = any(one is not None and one.lossy for one in routings)
+    apart = [disagreeing(each) if again and each.logits is not None else 0.0 for each in traces]
+    cells = [_cell(place, each, one, policy, size, pooled, windows[place], seed, seen.get((place, policy), 0.0),
+                   apart[place])
              for place, each in enumerate(traces) for one in routings for policy in trained[place]
              for size in sizes[place]]
     return Plan(tuple(named), tuple(traces), tuple(cells), pooled, routing is not None, max(windows), windows, seed)
@@ -213,11 +217,12 @@ def _seen(traces: list[Trace], trained: list[list[EvictionPolicy]]) -> dict[tupl
 
 
 def _cell(place: int, trace: Trace, routing: RoutingPolicy | None, policy: EvictionPolicy, size: int, pooled: bool,
-          window: int, seed: int, seen: float) -> Cell:
-    """One row, or why it cannot be."""
+          window: int, seed: int, seen: float, apart: float) -> Cell:
+    """One row, or why it cannot be. ``apart`` is the share of places whose experts are not the best of the logits."""
     again = routing if routing is not None and routing.lossy else None
     reason = (_too_small(size, trace, pooled) or _by_layer(policy, trace, pooled) or
-              _by_layer(again, trace, pooled) or _lacking(again, policy, trace, pooled))
+              _by_layer(again, trace, pooled) or _lacking(again, policy, trace, pooled) or
+              _ranked_otherwise(again, trace, apart))
     task = None if reason is not None else Task(policy, (size,), again, pooled, window, seed)
     return Cell(place, routing, policy, size, task, reason, seen)
 
@@ -243,6 +248,16 @@ def _by_layer(policy: Policy | None, trace: Trace, pooled: bool) -> PolicyError 
     except PolicyError as error:
         return error
     return None
+
+
+def _ranked_otherwise(routing: RoutingPolicy | None, trace: Trace, apart: float) -> PolicyError | None:
+    """Logits cannot be routed again where the model did not rank by them."""
+    if routing is None or not apart:
+        return None
+    return PolicyError(f"routing policy {routing.name!r} would rank by the recorded logits, and this model ranked by "
+                       f"something else, such as a selection bias or groups of experts: in {apart:.2%} of "
+                       f"{len(trace) * trace.L:,} places (a token in a layer) the {trace.K} best logits are not the "
+                       "experts that were used, beyond rounding; leave routing= out, or type routing='original'")
 
 
 def _lacking(routing: RoutingPolicy | None, policy: EvictionPolicy, trace: Trace, pooled: bool) -> PolicyError | None:

@@ -105,6 +105,18 @@ def test_a_router_of_another_form_is_refused_in_words():
             _routes(out, 4, None)
 
 
+def test_a_model_whose_router_gives_nan_is_told_at_the_first_window(checkpoint, ids):
+    from checkpoints import eager
+
+    model = eager(checkpoint("olmoe"))
+    model.model.layers[1].mlp.gate.weight.data[3] = float("nan")
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with pytest.raises(TraceError, match="the model, not the recording, is broken"):
+        record(model, ids, window=32)
+    assert len(passes) == 1
+
+
 def test_a_pass_that_fails_leaves_no_hook_behind(checkpoint, ids):
     from checkpoints import eager
 

@@ -48,6 +48,21 @@ def real_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def seed_number(seed: object) -> int:
+    """A seed as an int.
+
+    Raises:
+        SettingError: no whole number from 0 below 2^53, which policies see exactly.
+
+    >>> seed_number(7)
+    7
+    """
+    number = whole_number(seed)
+    if number is None or not 0 <= number < 2**53:
+        raise SettingError(f"seed={seed!r} must be a whole number from 0, below 2^53")
+    return number
+
+
 def _parse(text: object, units: Mapping[str, float], what: str, example: str) -> float:
     if isinstance(text, str):
         match = _NUMBER.fullmatch(text)

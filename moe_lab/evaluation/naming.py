@@ -50,4 +50,7 @@ def listed(one_or_more: Any) -> list[Any]:
     >>> listed("lru"), listed(("lru", "fifo"))
     (['lru'], ['lru', 'fifo'])
     """
-    return list(one_or_more) if isinstance(one_or_more, (list, tuple, set, range, np.ndarray)) else [one_or_more]
+    several = (list, tuple, set, range)
+    if isinstance(one_or_more, np.ndarray):
+        one_or_more = one_or_more.tolist()          # of no axes: the number in it
+    return list(one_or_more) if isinstance(one_or_more, several) else [one_or_more]

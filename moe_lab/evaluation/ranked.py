@@ -46,8 +46,8 @@ def _count(ids: np.ndarray, logits: np.ndarray) -> int:
 def _reach(logits: np.ndarray, share: float) -> np.ndarray:
     """Up to where another logit may rank with each of ``logits``, if scores are rounded to ``share`` of themselves.
 
-    A softmax so much larger has a logit that is larger by as much. A sigmoid so much larger has the logit ln(1 + share) -
-    ln(e^-z - share), and there is none where that would be more than 1.
+    A softmax so much larger has a logit that is larger by as much. A sigmoid so much larger has the logit
+    ln(1 + share) - ln(e^-z - share), and there is none where that would be more than 1.
     """
     with np.errstate(all="ignore"):
         room = np.exp(-logits) - share

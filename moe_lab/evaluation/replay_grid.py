@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from moe_lab.errors import BudgetError, MoELabError, PolicyError, SettingError, TraceError
 from moe_lab.evaluation.counting import Task
 from moe_lab.evaluation.naming import listed, one_name_one_policy
@@ -25,6 +23,7 @@ from moe_lab.parameters import ByLayer
 from moe_lab.policy import Policy, check_layers, resolve
 from moe_lab.routing import ROUTING, Original, RoutingPolicy
 from moe_lab.trace import Trace
+from moe_lab.units import real_number, seed_number, whole_number
 
 _CACHE = re.compile(r"\s*(\d*\.?\d+)\s*(%|slots?)\s*", re.IGNORECASE)
 _LEAST_WINDOW = 16
@@ -121,14 +120,16 @@ def plan(trace: Any, eviction: Any, cache: Any, routing: Any, pooled: bool, trai
     if pooled and routing is not None:
         raise SettingError("routing=... with pooled=True: the residents of one layer would depend on the others; take "
                            "one of the two")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+    asked_window, seed = whole_number(window), seed_number(seed)
+    if window is not None and (asked_window is None or asked_window < 1):
         raise SettingError(f"window={window!r} must be a number of tokens, 1 or more, or None")
     one_name_one_policy(evictions)
     one_name_one_policy([one for one in routings if one is not None])
     _compiled(evictions, routings)
     sizes = [[size for one in asked for size in slots(one, each, pooled)] for each in named.values()]
     traces, trained = _trained(list(named.values()), evictions, train)
-    windows = tuple(max(_LEAST_WINDOW, round(math.sqrt(len(each)))) if window is None else window for each in traces)
+    windows = tuple(max(_LEAST_WINDOW, round(math.sqrt(len(each)))) if asked_window is None else asked_window
+                    for each in traces)
     seen = _seen(traces, trained)
     again = any(one is not None and one.lossy for one in routings)
     apart = [disagreeing(each) if again and each.logits is not None else 0.0 for each in traces]
@@ -175,12 +176,11 @@ def slots(cache: int | str, trace: Trace, pooled: bool = False) -> list[int]:
     if cache == "all":
         return [size for size in range(trace.L, experts + 1, trace.L) if size >= trace.K] if pooled else list(
             range(trace.K, experts + 1))
-    if isinstance(cache, (int, np.integer)) and not isinstance(cache, bool):
-        C = int(cache)
-    elif isinstance(cache, str) and (match := _CACHE.fullmatch(cache)):
-        number = float(match.group(1))
-        C = round(number / 100 * experts) if match.group(2) == "%" else int(number)
-    else:
+    C = whole_number(cache)
+    if isinstance(cache, str) and (match := _CACHE.fullmatch(cache)):
+        number = min(float(match.group(1)), 1e9)        # more than there can be, and no infinity
+        C = round(number / 100 * experts) if match.group(2) == "%" else int(number) if number == int(number) else None
+    if C is None:
         raise SettingError(f"cache={cache!r} is not understood; type 16, '16 slots', '50%' or 'all' (a trace knows no "
                            "bytes)")
     return [min(C, experts)]
@@ -194,9 +194,10 @@ def _trained(traces: list[Trace], evictions: list[EvictionPolicy], train: Any) -
     if isinstance(train, Trace):
         learned = [_fitted(policy, train) for policy in evictions]
         return traces, [learned] * len(traces)
-    if isinstance(train, bool) or not isinstance(train, (int, float)) or not 0 < train < 1:
+    share = real_number(train)
+    if share is None or not 0 < share < 1:
         raise SettingError(f"train={train!r} must be a share of each trace between 0 and 1, such as 0.5, or a Trace")
-    cuts = [max(1, min(len(trace) - 1, round(train * len(trace)))) for trace in traces]
+    cuts = [max(1, min(len(trace) - 1, round(share * len(trace)))) for trace in traces]
     rest = [trace[cut:] for trace, cut in zip(traces, cuts, strict=True)]
     if any(not trace.uses for trace in rest):
         raise TraceError(f"train={train!r} leaves nothing to judge on; give a longer trace or a smaller share")

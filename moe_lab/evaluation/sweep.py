@@ -22,6 +22,7 @@ from moe_lab.evaluation.naming import label, listed
 from moe_lab.evaluation.points import COLUMNS, Point, point_of
 from moe_lab.evaluation.results import Results, open_results
 from moe_lab.kernels.belady import belady
+from moe_lab.units import real_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +222,8 @@ class Sweep:
         Raises:
             SettingError: an allowance that is none, or no point within it.
         """
-        if not isinstance(max_increase, (int, float)) or not max_increase >= 0:
+        share = math.inf if max_increase == math.inf else real_number(max_increase)
+        if share is None or share < 0:
             raise SettingError(f"max_increase={max_increase!r} must be a share like 0.01, 0 or more")
         points = [p for p in self.finish().points if cache is None or p.cache == cache]
         if not points:

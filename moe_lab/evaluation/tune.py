@@ -27,6 +27,7 @@ from moe_lab.eviction import EVICTION, LRU, EvictionPolicy
 from moe_lab.policy import resolve
 from moe_lab.routing import CachePrior, Original, RoutingPolicy
 from moe_lab.trace import Trace
+from moe_lab.units import real_number
 
 if TYPE_CHECKING:
     from moe_lab.engine import Engine
@@ -117,9 +118,9 @@ def tune(engine: Engine, text: str | Sequence[int] | Trace, *, max_increase: flo
         >>> ml.tune(engine, text, max_increase=0.01, setup="fast.json")                     # doctest: +SKIP
         >>> engine = ml.load("pocket", setup="fast.json")                                   # doctest: +SKIP
     """
-    if isinstance(max_increase, bool) or not isinstance(max_increase, (int, float)) or not 0 <= max_increase < math.inf:
+    if (share := real_number(max_increase)) is None or share < 0:
         raise SettingError(f"max_increase={max_increase!r} must be a share like 0.01, 0 or more")
-    if compute_s is not None and not (isinstance(compute_s, (int, float)) and 0 <= compute_s < math.inf):
+    if compute_s is not None and ((seconds := real_number(compute_s)) is None or seconds < 0):
         raise SettingError(f"compute_s={compute_s!r} must be seconds a token, 0 or more, or None to measure it")
     if setup is not None:
         check_place(setup)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_lab.errors import SettingError
 from moe_lab.eviction.base import EvictionPolicy
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.layout import OWN, TOKEN, Stats
 from moe_lab.parameters import Table
+from moe_lab.units import seed_number, whole_number
 
 if TYPE_CHECKING:
     from moe_lab.trace import Trace
@@ -135,10 +137,15 @@ class LearnedEviction(EvictionPolicy):
 
         Raises:
             TraceError: a trace too short to see experts come back.
+            SettingError: a horizon or epochs that are no number from 1, or a seed that is none.
         """
         from moe_lab.eviction.training import train
 
-        policy = cls(weights=train(trace, horizon, epochs, seed))
+        numbers = {"horizon": whole_number(horizon), "epochs": whole_number(epochs)}
+        for name, number in numbers.items():
+            if number is None or number < 1:
+                raise SettingError(f"{name} of {cls.__name__}.fit must be a whole number, 1 or more")
+        policy = cls(weights=train(trace, horizon, epochs, seed_number(seed)))
         policy.__dict__["_trained_on"] = np.unique(trace.marks()).tobytes()
         return policy
 

@@ -24,6 +24,7 @@ from numba import types
 from moe_lab.errors import SettingError
 from moe_lab.kernels.jit import jit
 from moe_lab.kernels.pointers import add_to_word, breathe, load_word, store_word, take_word, work_at
+from moe_lab.units import whole_number
 
 VARIABLE = "MOE_LAB_THREADS"
 """Environment variable with the number of threads that kernels may use."""
@@ -133,9 +134,9 @@ class Crew:
     """
 
     def __init__(self, threads: int, spins: int = SPINS) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST:
+        if (number := whole_number(threads)) is None or not 1 <= number <= MOST:
             raise SettingError(f"threads={threads!r} is no number of threads for the kernels; type 1 to {MOST}")
-        self.threads, self._spins = threads, spins
+        self.threads, self._spins = number, spins
         memory = np.zeros(PARKED + LINE * (MOST + 1), dtype=np.int64)
         self._words = memory[-memory.ctypes.data % (8 * LINE) // 8 :]
         self._words[GATE] = CLOSED

@@ -20,6 +20,7 @@ from moe_lab.forks import renew_in_child
 from moe_lab.interrupts import uninterrupted
 from moe_lab.store.disk import Disk
 from moe_lab.store.experts import ExpertStore
+from moe_lab.units import whole_number
 
 ALONE_BYTES = 1 << 20
 """A load of at most this many bytes is read by the caller alone."""
@@ -38,11 +39,11 @@ class Readers:
     """
 
     def __init__(self, store: ExpertStore, disk: Disk | None = None, threads: int = 2) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
+        if (number := whole_number(threads)) is None or not 1 <= number <= 64:
             raise SettingError(f"{threads!r} is no number of readers; type 1 to 64")
         if disk is not None and not isinstance(disk, Disk):
             raise SettingError(f"disk={disk!r} is no disk; type disk=ml.Disk('200 MB/s'), or None for the real one")
-        self.store, self.disk, self.threads = store, disk, threads
+        self.store, self.disk, self.threads = store, disk, number
         self._pool = self._new_pool()
         renew_in_child(self)
 

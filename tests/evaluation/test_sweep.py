@@ -300,6 +300,7 @@ def test_the_front_holds_what_no_other_point_beats_and_best_keeps_to_the_loss(en
     limit = sorted(p.increase for p in points if p.cache == 3)[4]
     best = sweep.best(max_increase=max(limit, 0.0), cache=3)
     assert best.miss_rate == min(p.miss_rate for p in points if p.cache == 3 and p.increase <= max(limit, 0.0))
+    assert sweep.best(np.float32(1e9)) == sweep.best(np.int64(10**9)) == sweep.best(np.inf) == sweep.best(1e9)
     assert sweep.best(max_increase=1e9).miss_rate == min(p.miss_rate for p in points)
     with pytest.raises(SettingError, match="no point has 7 slots"):
         sweep.best(cache=7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 
 import moe_lab as ml
@@ -192,6 +193,8 @@ def test_the_real_disk_is_measured(checkpoint):
 
 @pytest.mark.parametrize(("wrong", "error", "words"), [
     (dict(max_increase=-1), SettingError, "max_increase=-1"),
+    (dict(max_increase=np.float32(-1)), SettingError, "max_increase=.*-1.0"),
+    (dict(compute_s=True), SettingError, "compute_s=True"),
     (dict(max_increase="1%"), SettingError, "max_increase='1%'"),
     (dict(compute_s=-1), SettingError, "compute_s=-1"),
     (dict(cache=1), BudgetError, "under the floor"),

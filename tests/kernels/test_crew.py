@@ -66,7 +66,7 @@ on_two_cores = pytest.mark.skipif(
     reason="on one core helpers come in when the caller sleeps, which it does not")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 2, 3, np.uint8(7)])
 def test_every_piece_is_done_once_and_those_behind_the_barrier_after_all_before_it(made, piece, count):
     mine = made(count)
     for _ in range(300):

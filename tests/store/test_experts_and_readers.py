@@ -115,7 +115,7 @@ def test_readers_name_all_that_failed_and_load_the_others(truncated):
     np.testing.assert_array_equal(arena[7], good)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, np.int64(5)])
 def test_any_number_of_readers_brings_the_same_bytes(checkpoint, threads, monkeypatch):
     monkeypatch.setattr("moe_lab.store.readers.ALONE_BYTES", 0)
     store = ExpertStore(open_model(checkpoint("olmoe", dtype=torch.bfloat16)).plan, FORMATS["f32"])

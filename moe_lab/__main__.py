@@ -1,7 +1,8 @@
 """The terminal: ``python -m moe_lab demo | generate | info | replay | compile``.
 
 Knows words on a command line and how to print; every figure comes from the public surface of the
-package. An error of MoE Lab is one line on standard error and exit status 2, never a traceback.
+package. Any error is one line on standard error and exit status 2; ``MOE_LAB_TRACEBACK=1`` in the environment
+shows its traceback instead (see ``moe_lab.status``).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import moe_lab as ml
-from moe_lab.errors import MoELabError, SettingError
+from moe_lab.errors import SettingError
 from moe_lab.spec import WeightFormat
+from moe_lab.status import ended
 from moe_lab.units import format_rate
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ def _budget(text: str) -> int | str:
     >>> _budget("16"), _budget("50%")
     (16, '50%')
     """
-    return int(text) if text.strip().isdigit() else text
+    return int(text) if text.strip().isdecimal() else text
 
 
 def _console() -> Console:
@@ -284,16 +286,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status."""
-    arguments = parser().parse_args(words)
-    try:
+    def run() -> None:
+        arguments = parser().parse_args(words)
         arguments.run(arguments)
-    except MoELabError as error:
-        print(f"moe_lab: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return ended(run)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,7 @@ def _routed(trace: Trace, task: Task, routing: RoutingPolicy, size: int, tick: T
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Gate weights (T, E) float32 of all experts; what a router of another kind would give is not recorded."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
+    with np.errstate(under="ignore", invalid="ignore"):     # the small vanish; of a token that is all masked none is
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 

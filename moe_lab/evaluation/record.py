@@ -125,5 +125,6 @@ def _routes(out: Any, n: int, rule: RouterRule | None) -> tuple[np.ndarray, np.n
         raise TraceError("a router of this model gives NaN or infinity: the model, not the recording, is broken")
     ids, weights = chosen.numpy().astype(np.int32), gates.numpy()
     order = np.lexsort((ids, -weights))
-    return (np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1),
-            z.clamp(-65504, 65504).numpy().astype(np.float16))
+    with np.errstate(under="ignore"):
+        half = z.clamp(-65504, 65504).numpy().astype(np.float16)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1), half

@@ -103,6 +103,7 @@ def _inputs(counts: np.ndarray, gap: np.ndarray, age: np.ndarray) -> np.ndarray:
     return np.stack([np.log2(1.0 + np.minimum(age, OLD)), *faded, gap], axis=-1)
 
 
+@np.errstate(under="ignore")        # the moments of a unit that is off fade to nothing
 def fit(inputs: np.ndarray, far: np.ndarray, epochs: int, rng: np.random.Generator) -> np.ndarray:
     """Least squares for the straight part, then Adam for all of it; the numbers in the order of the policy's table."""
     centre, spread = inputs.mean(0), inputs.std(0) + 1e-6

@@ -15,7 +15,11 @@ from moe_lab.kernels.residency import LayerState
 from moe_lab.kernels.sound import fault
 from moe_lab.kernels.walked import Walked
 
+plain = np.errstate(over="ignore", under="ignore", invalid="ignore")
+"""As machine code computes: without a word where a number is too large, too small or none."""
 
+
+@plain
 def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Walked:
     """As :func:`moe_lab.kernels.walk.walk`, in plain Python.
 
@@ -52,6 +56,7 @@ def walk_slow(state: LayerState, logits: np.ndarray, weights: np.ndarray) -> Wal
     return out
 
 
+@plain
 def replay_slow(state: LayerState, ids: np.ndarray, weights: np.ndarray | None = None,
                 logits: np.ndarray | None = None, rows: int = 1) -> np.ndarray:
     """As :func:`moe_lab.kernels.replay.replay_layer`, in plain Python."""

@@ -24,7 +24,7 @@ from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
 from moe_lab.spec import WeightFormat
 from moe_lab.store import Disk, ExpertStore, Readers
-from moe_lab.units import format_bytes
+from moe_lab.units import format_bytes, seed_number
 
 
 def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | None = None,
@@ -70,6 +70,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     chosen_eviction = resolve("lru" if eviction is None else eviction, EVICTION, "eviction")
     if disk is not None and not isinstance(disk, Disk):
         raise SettingError(f"disk={disk!r} is not a disk; type disk=ml.Disk(bandwidth='200 MB/s')")
+    seed = seed_number(seed)
     folder = resolve_model(model)
     studied = study(folder, model)
     spec = studied.spec

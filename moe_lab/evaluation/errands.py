@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import psutil
-
 from moe_lab.digests import digest
 from moe_lab.errors import ClusterError, MoELabError
 from moe_lab.evaluation.cluster import Cluster, check_whole
@@ -24,6 +22,7 @@ from moe_lab.trace import Trace
 if TYPE_CHECKING:
     from distributed import Client
 
+    from moe_lab.cache import Held
     from moe_lab.engine import Engine
     from moe_lab.engine.identity import Identity
     from moe_lab.evaluation.measure import Reference, Setting
@@ -177,7 +176,6 @@ def _opened(recipe: Recipe) -> tuple[Engine, Reference]:
         import distributed
         import torch
 
-        from moe_lab.cache import Held
         from moe_lab.engine import load
         from moe_lab.engine.identity import identity
         from moe_lab.evaluation.measure import Reference
@@ -196,15 +194,16 @@ def _opened(recipe: Recipe) -> tuple[Engine, Reference]:
             raise ClusterError(f"{model!r} as a worker loads it is not the engine here: {', '.join(odd)}. A worker has "
                                "what lies in the files, and what it has installed: give both the same, or leave client "
                                "out")
-        _OPEN[recipe.key] = engine, Reference(engine, list(recipe.ids), recipe.window, Held(_room(worker)), None, None,
-                                              None)
+        _OPEN[recipe.key] = engine, Reference(engine, list(recipe.ids), recipe.window, _held(worker), None, None, None)
     return _OPEN[recipe.key]
 
 
-def _room(worker: Any) -> int:
-    """Bytes of experts to keep: a share of what is free, and of what the worker may use."""
-    free: int = psutil.virtual_memory().available
-    return int(HELD_SHARE * min(free, worker.memory_manager.memory_limit or free))
+def _held(worker: Any) -> Held:
+    """Room for experts: a share of what is free, and of what the worker may use."""
+    from moe_lab.cache import Held, free_memory
+
+    free = free_memory().nbytes
+    return Held(int(HELD_SHARE * min(free, worker.memory_manager.memory_limit or free)))
 
 
 def _nothing(_: int) -> None:

@@ -63,7 +63,7 @@ def text_ids(engine: Engine, text: Any, window: int | None) -> tuple[list[int], 
     Raises:
         SettingError: a window beyond the context, or a text that is shorter than a window.
     """
-    ids = to_ids(text, engine.tokenizer, engine.hf.config.get_text_config().vocab_size, "text")
+    ids = to_ids(text, engine.tokenizer, engine.vocabulary, "text")
     size = window_of(window, engine.spec.context)
     if len(ids) < size + 1:
         raise SettingError(f"the text has {len(ids):,} tokens and a window of {size:,} needs {size + 1:,} (the last "

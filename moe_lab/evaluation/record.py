@@ -48,7 +48,7 @@ def record(model: Any, text: str | Sequence[int], tokenizer: Any = None, *, logi
     """
     _check(model, text, tokenizer)
     config = model.config.get_text_config()
-    ids = to_ids(text, tokenizer, config.vocab_size, "text")
+    ids = to_ids(text, tokenizer, int(model.get_input_embeddings().weight.shape[0]), "text")
     context = int(getattr(config, "max_position_embeddings", None) or 1024)
     size = window_of(window, context)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)

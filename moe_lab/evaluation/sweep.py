@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 from tqdm.auto import tqdm
 
-from moe_lab.cache import Held
+from moe_lab.cache import Held, free_memory
 from moe_lab.errors import NotFiniteError, PolicyError, SettingError
 from moe_lab.evaluation.grid import grid, text_ids
 from moe_lab.evaluation.keeping import Keeping
@@ -61,7 +60,7 @@ class Sweep:
         if client is not None and (strange := self._keeping.identity.strange):
             raise SettingError(f"client=...: {strange}. Workers load the model from its files and would measure "
                                "another one; leave client out")
-        held = Held(int(psutil.virtual_memory().available * HELD_SHARE))
+        held = Held(int(free_memory().nbytes * HELD_SHARE))
         self._reference = Reference(engine, ids, window, held, self._keeping.folder, *self._keeping.reference())
         self._bounds: dict[int, float] = {}
         self._client = client

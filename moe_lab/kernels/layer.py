@@ -14,13 +14,14 @@ from moe_lab.kernels.layout import Stats
 from moe_lab.kernels.pointers import array_at
 
 FIELDS = ("experts", "top_k", "slots", "columns", "routing_size", "eviction_size", "routing_parameters",
-          "eviction_parameters", "memory_words",
+          "eviction_parameters", "memory_words", "begun",
           "memory", "shadow", "resident", "last_use", "arrived", "uses", "own", "clock", "routing_state",
           "eviction_state", "routing_params", "eviction_params", "logits", "before", "scores", "keys", "marks",
           "report", "rank", "weakest", "touch", "left", "token")
-"""Numbers, then addresses of arrays, then addresses of functions (0: no such hook)."""
+"""Numbers, then addresses of arrays, then addresses of functions (0: no such hook). ``begun``: whether a kernel is at
+work, or has failed, so that there is something to put back."""
 (EXPERTS, TOP_K, SLOTS, COLUMNS, ROUTING_SIZE, EVICTION_SIZE, ROUTING_PARAMETERS, EVICTION_PARAMETERS, MEMORY_WORDS,
- MEMORY, SHADOW, RESIDENT, LAST_USE, ARRIVED, USES, OWN_COLUMNS, CLOCK, ROUTING_STATE,
+ BEGUN, MEMORY, SHADOW, RESIDENT, LAST_USE, ARRIVED, USES, OWN_COLUMNS, CLOCK, ROUTING_STATE,
  EVICTION_STATE, ROUTING_PARAMS, EVICTION_PARAMS, LOGITS, BEFORE, SCORES, KEYS, MARKS, REPORT,
  RANK, WEAKEST, TOUCH, LEFT, TOKEN_HOOK) = range(len(FIELDS))
 
@@ -82,3 +83,10 @@ def remember(block: np.ndarray) -> None:
     memory = array_at(block[MEMORY], (block[MEMORY_WORDS],), np.int64)
     shadow = array_at(block[SHADOW], (block[MEMORY_WORDS],), np.int64)
     copied(memory, shadow)
+    block[BEGUN] = 1
+
+
+@jit(helper=True)
+def stands(block: np.ndarray) -> None:
+    """What has been changed since ``remember`` stands, and is not to be put back."""
+    block[BEGUN] = 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_lab.errors import PolicyError, SettingError
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, UNSOUND, opened, remember
+from moe_lab.kernels.layer import FINE, NAN_KEEP, TOKEN_HOOK, UNSOUND, opened, remember, stands
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import raised
 from moe_lab.kernels.pointers import token_at
@@ -130,6 +130,7 @@ def replay_kernel(block: np.ndarray, ids: np.ndarray, gates: np.ndarray, logits:
         if (t + 1) % rows == 0:
             layer.routing_state[TOKEN] += 1
             layer.eviction_state[TOKEN] += 1
+    stands(block)
     return FINE
 
 

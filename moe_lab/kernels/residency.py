@@ -15,7 +15,7 @@ import numpy as np
 from moe_lab.errors import BudgetError, PolicyError, SettingError
 from moe_lab.kernels import layer as field
 from moe_lab.kernels.jit import jit
-from moe_lab.kernels.layer import LEFT, opened, remember
+from moe_lab.kernels.layer import LEFT, opened, remember, stands
 from moe_lab.kernels.layout import EXPERTS, LAYER, OWN, SEED, SLOTS, TOKEN, TOP_K, Stats
 from moe_lab.kernels.numbers import Numbers
 from moe_lab.kernels.plugin import addresses, place, raised
@@ -113,7 +113,7 @@ class LayerState:
         here = {**parts, **params, "memory": self._memory, "shadow": self._shadow, "logits": self.logits,
                 "before": self.before, "scores": self.scores, "keys": self._keys, "marks": self._marks,
                 "report": self.report}
-        numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns,
+        numbers = {"experts": E, "top_k": self.K, "slots": self.C, "columns": columns, "begun": 0,
                    "routing_size": self.route_state.size, "eviction_size": self.evict_state.size,
                    "routing_parameters": params["routing_params"].size,
                    "eviction_parameters": params["eviction_params"].size, "memory_words": self._memory.size}
@@ -221,8 +221,11 @@ class LayerState:
             self.stats.arrived[e] = self.stats.last_use[e] = self.clock[0]
 
     def undo(self) -> None:
-        """Put everything back to before the last walk, replay, resize or drop."""
-        self._memory[:] = self._shadow
+        """Put everything back to before the walk, replay, resize or drop that failed; nothing if none had begun, as
+        where its kernel was never compiled."""
+        if self.block[field.BEGUN]:
+            self._memory[:] = self._shadow
+            self.block[field.BEGUN] = 0
 
     def copy(self) -> LayerState:
         """The same layer with memory of its own."""
@@ -281,6 +284,7 @@ def _shrink(block: np.ndarray, gone: np.ndarray) -> int:
         gone[i] = victim
         if block[LEFT]:
             left_at(block[LEFT])(victim, layer.stats, layer.eviction_state, layer.eviction_params, now)
+    stands(block)
     return -1
 
 
@@ -291,3 +295,4 @@ def _tell_left(block: np.ndarray, expert: int) -> None:
     layer = opened(block)
     if block[LEFT]:
         left_at(block[LEFT])(np.int64(expert), layer.stats, layer.eviction_state, layer.eviction_params, layer.clock[0])
+    stands(block)

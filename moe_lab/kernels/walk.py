@@ -23,6 +23,7 @@ from moe_lab.kernels.layer import (
     UNSOUND,
     opened,
     remember,
+    stands,
 )
 from moe_lab.kernels.layout import TOKEN
 from moe_lab.kernels.plugin import place, raised
@@ -184,6 +185,7 @@ def walk_kernel(block: np.ndarray, logits: np.ndarray, weights: np.ndarray, ids:
             return NAN_KEEP
         layer.routing_state[TOKEN] += 1
         layer.eviction_state[TOKEN] += 1
+    stands(block)
     return FINE
 
 

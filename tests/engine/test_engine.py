@@ -377,3 +377,6 @@ def test_models_that_cannot_be_loaded_fail_before_long_work(checkpoint):
         ml.load(str(checkpoint("olmoe")), weights="q9")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="Disk"):
         ml.load(str(checkpoint("olmoe")), disk="200 MB/s")  # type: ignore[arg-type]
+    for seed in (-1, 1.5, "7", True, None, 2**53):
+        with pytest.raises(SettingError, match=r"seed=.* must be a whole number from 0"):
+            ml.load("nowhere", seed=seed)  # type: ignore[arg-type]

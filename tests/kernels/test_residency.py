@@ -173,15 +173,6 @@ def test_a_drop_cannot_fail() -> None:
     assert not state.stats.own.any()
 
 
-def test_undo_takes_the_last_walk_back(rng: np.random.Generator) -> None:
-    state = used(new_layer(16, 4, 8, CachePrior(), AgedLFU()), rng)
-    before = changing(state)
-    used(state, rng, T=3)
-    assert changing(state) != before
-    state.undo()
-    assert changing(state) == before
-
-
 def test_a_keep_that_fails_while_shrinking_changes_nothing() -> None:
     @ml.eviction.policy
     def no_number(expert, stats, state, params, now):

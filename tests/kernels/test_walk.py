@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from layers import changing, layers, new_layer, random_logits, softmax
+from numba.core.errors import NumbaError
 
 import moe_lab as ml
 from moe_lab.errors import PolicyError, SettingError
@@ -35,6 +38,17 @@ def test_every_pair_of_policies_walks_as_its_slow_twin(sizes: tuple[int, int, in
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=f"{routing} {eviction} {name}")
     for mine, twin in zip(fast.stats[:3], slow.stats[:3], strict=True):
         np.testing.assert_array_equal(mine, twin)
+
+
+def test_a_walk_that_never_began_leaves_the_one_before_as_it_was(monkeypatch: pytest.MonkeyPatch,
+                                                                  rng: np.random.Generator) -> None:
+    state, logits = new_layer(8, 2, 4), random_logits(rng, 6, 8)
+    walk(state, logits, softmax(logits))
+    before = state.clock[0], state.stats.uses.tolist(), state.resident.tolist()
+    monkeypatch.setattr("moe_lab.kernels.walk.walk_kernel", Mock(side_effect=NumbaError("not compiled")))
+    with pytest.raises(NumbaError, match="not compiled"):
+        walk(state, logits, softmax(logits))
+    assert (state.clock[0], state.stats.uses.tolist(), state.resident.tolist()) == before
 
 
 def test_hits_are_judged_before_anything_moves() -> None:

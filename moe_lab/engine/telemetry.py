@@ -79,10 +79,17 @@ class _Pass:
         self.T = T
         self.routes = Walked(*(array.reshape(L, T, *array.shape[1:]) for array in Walked.empty(L * T, K)))
         self.layers = [Walked(*(array[layer] for array in self.routes)) for layer in range(L)]
-        self.routes.ids.fill(-1)            # a layer that the pass leaves out has used no expert
-        self.routes.mass.fill(1)
         self.spent = Spent.empty(L)
         self.page = page_of(self.routes, self.spent)
+        self.blank()
+
+    def blank(self) -> None:
+        """Nothing is routed or spent: a layer that a pass leaves out has used no expert."""
+        for array in (self.routes.ids, self.routes.evicted, self.routes.rank):
+            array.fill(-1)
+        for array in (self.routes.gates, self.routes.hits, *self.spent):
+            array.fill(0)
+        self.routes.mass.fill(1)
 
 
 class Telemetry:
@@ -110,6 +117,8 @@ class Telemetry:
 
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
+        if tokens == 1:
+            self._one.blank()
         self._pass = self._one if tokens == 1 else _Pass(self.L, tokens, self.K)
         self._phase = phase
         self._began = time.perf_counter()

@@ -36,6 +36,17 @@ def test_uses_and_last_use_are_those_of_the_trace(engine):
     assert np.array_equal(np.nonzero(snapshot.used[1])[0], np.sort(ids[-1, 1]))
 
 
+def test_a_layer_that_a_pass_leaves_out_has_used_no_expert(engine):
+    engine.generate(PROMPT, max_new_tokens=4, stop_at_end=False)
+    before = engine.telemetry.snapshot()
+    engine.hf.model.layers[1].mlp.forward = lambda x: 0 * x
+    engine.generate(PROMPT, max_new_tokens=4, stop_at_end=False)        # a pass of many tokens, then passes of one
+    snapshot, trace = engine.telemetry.snapshot(), engine.trace
+    assert (trace.ids[:, 1] == -1).all() and (trace.weights[:, 1] == 0).all()
+    assert not snapshot.used[1].any() and np.array_equal(snapshot.uses[1], before.uses[1])
+    assert (snapshot.uses[[0, 2]].sum(1) == before.uses[[0, 2]].sum(1) + 16).all()
+
+
 def test_a_snapshot_is_a_copy(engine):
     engine.generate(PROMPT, max_new_tokens=4)
     old = engine.telemetry.snapshot()

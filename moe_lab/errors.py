@@ -17,6 +17,9 @@ Every error a user can cause is one of these; each text stands alone, without a 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class MoELabError(Exception):
     """Base of all errors of MoE Lab."""
@@ -68,3 +71,45 @@ class ClusterError(MoELabError, RuntimeError):
     def __init__(self, message: str, finished: object = None) -> None:
         super().__init__(message)
         self.finished = finished
+
+
+@contextlib.contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """The one door for a stranger's file: whatever it makes the code inside raise leaves as a ``CheckpointError``.
+
+    Its text is ``what``, which names the file, and the first line of the reason. Errors of the family pass as they
+    are, and so does ``MemoryError``: a machine without memory is no damaged file.
+
+    >>> with foreign("config.json cannot be read"):
+    ...     {}["model_type"]
+    Traceback (most recent call last):
+        ...
+    moe_lab.errors.CheckpointError: config.json cannot be read: KeyError: 'model_type'
+    """
+    try:
+        yield
+    except (MoELabError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        reason = first_line(error)
+        kind = "" if " " in reason else f"{type(error).__name__}: "
+        raise CheckpointError(f"{what}: {kind if reason != type(error).__name__ else ''}{reason}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that some libraries add; a line that ends in a colon brings the next.
+
+    >>> [first_line(ValueError(text)) for text in ("no such thing\\nmore", "of all:\\n  this\\nmore", "")]
+    ['no such thing', 'of all: this', 'ValueError']
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ends = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:ends])[:_LONGEST] or type(error).__name__
+
+
+_LONGEST = 400
+"""Letters of a library's error that are told."""
+_PANIC = "PanicException"
+"""What a library written in Rust raises where it gives up; no ``Exception``."""

@@ -7,7 +7,9 @@ it looks at a skeleton without memory (the meta device). What it cannot run it r
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -22,9 +24,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from moe_lab.errors import CheckpointError, SettingError, UnsupportedModelError
+from moe_lab.errors import CheckpointError, SettingError, UnsupportedModelError, foreign
 from moe_lab.kernels.activation import TWINS
-from moe_lab.models.hub import first_line
+from moe_lab.store.look import require, unfinished
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,55 @@ class Block:
 
 def read_config(folder: Path, name: str) -> PreTrainedConfig:
     """The configuration in ``folder``; ``CheckpointError`` or ``UnsupportedModelError`` says what is wrong with it."""
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{name!r} has no config.json: {folder} is no checkpoint folder of transformers")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if "does not recognize this architecture" in str(error) or "trust_remote_code" in str(error):
+    path = folder / "config.json"
+    if os.path.isfile(folder / "adapter_config.json"):
+        raise UnsupportedModelError(
+            f"{name!r} holds an adapter (adapter_config.json), which transformers would apply where peft is installed; "
+            f"merge it first: peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload()"
+            f".save_pretrained({f'{folder}-merged'!r})"
+        )
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{name!r} has no config.json: {folder} is no checkpoint folder of transformers"
+                              f"{unfinished(folder)}")
+    require(path)
+    with foreign(f"{path} cannot be read"):
+        _check_counts(json.loads(path.read_text("utf-8")), path)
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (ValueError, KeyError) as error:
+            if "does not recognize this architecture" not in str(error) and "trust_remote_code" not in str(error):
+                raise
             raise UnsupportedModelError(
                 f"{name!r} is of a family that transformers {transformers.__version__} does not know; MoE Lab runs the "
                 f"families of that release and never code that comes with a checkpoint"
             ) from error
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
+    _check_unquantised(config, name)
+    return config
+
+
+def _check_counts(raw: Any, path: Path) -> None:
+    """Refuse numbers that transformers would count to for ever."""
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} is no configuration: it holds no table of settings")
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            _check_counts(value, path)
+        elif _COUNTED.search(key) and isinstance(value, int | float) and value > _MOST_COUNTED:
+            raise CheckpointError(f"{path} says {key} = {value:.4g}, and no model has so many")
+
+
+def _check_unquantised(config: PreTrainedConfig, name: str) -> None:
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
-        settings = quantised if isinstance(quantised, dict) else vars(quantised)
+        settings = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
         method = settings.get("quant_method", "method unknown")
         raise UnsupportedModelError(f"{name!r} is quantised ({method}); MoE Lab reads float32, float16 and bfloat16 "
                                     f"checkpoints: take the unquantised one")
-    return config
+
+
+_COUNTED = re.compile(r"(^|_)(layers?|labels)$")
+"""Names of settings that transformers makes a list from, one element for each number."""
+_MOST_COUNTED = 1 << 16
 
 
 def model_class(config: PreTrainedConfig, name: str) -> type[Any]:
@@ -80,11 +113,8 @@ def model_class(config: PreTrainedConfig, name: str) -> type[Any]:
 def skeleton(config: PreTrainedConfig, name: str) -> Any:
     """The whole model on the meta device: names and shapes, no memory."""
     base = model_class(config, name)
-    try:
-        with torch.device("meta"), loading():
-            return base(config)
-    except Exception as error:
-        raise CheckpointError(f"the configuration of {name!r} does not make a {base.__name__}: {error}") from error
+    with foreign(f"the config.json of {name!r} does not make a {base.__name__}"), torch.device("meta"), loading():
+        return base(config)
 
 
 _LOADING = threading.RLock()
@@ -179,7 +209,10 @@ def activation_of(module: Any) -> str | None:
     if function is None:
         return None
     x = np.linspace(-6, 6, 97)
-    y = function(torch.from_numpy(x)).numpy()
+    try:
+        y = function(torch.from_numpy(x)).numpy()
+    except Exception:                                   # one of more arguments, say
+        return None
     return next((name for name, twin in TWINS.items() if np.abs(twin(x) - y).max() < 1e-6), None)
 
 

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DynamicCache
 
-from moe_lab.errors import CheckpointError, SettingError
+from moe_lab.errors import CheckpointError, SettingError, UnsupportedModelError, foreign
 from moe_lab.kernels.formats import FORMATS
 from moe_lab.models import hub
+from moe_lab.models.dense import check_dense, load_dense
 from moe_lab.models.find import Block, find_blocks, loading, model_class, past_numbers, read_config, skeleton
-from moe_lab.models.hub import first_line
-from moe_lab.models.plan import dense_bytes, expert_plan
+from moe_lab.models.plan import expert_plan, find_names
 from moe_lab.models.quantised import quantise_dense
 from moe_lab.models.rules import RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler, PassHandler, Socket, hook_routers, streaming_class
 from moe_lab.spec import ModelSpec, WeightFormat
-from moe_lab.store import ExpertPlan, TensorEntry, read_checkpoint
+from moe_lab.store import Checkpoint, ExpertPlan, read_checkpoint
+from moe_lab.store.look import require
 from moe_lab.store.safetensors import ITEM_BYTES
 
 OWN_PRECISION: dict[str, WeightFormat] = {"F32": "f32", "BF16": "bf16", "F16": "f32"}
@@ -34,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
                     "tokenizer_config.json")
+_BESIDE_TOKENIZER = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 @dataclass
@@ -71,9 +73,10 @@ class StreamedModel:
 
 @dataclass(frozen=True)
 class Study:
-    """What configuration and headers tell, before any weight is read."""
+    """What configuration and headers tell, before any weight is read; the files of ``checkpoint`` stay open for it."""
 
     config: Any
+    checkpoint: Checkpoint
     blocks: list[Block]
     plan: ExpertPlan
     rules: list[RouterRule] | None
@@ -90,15 +93,19 @@ def info(name: str | os.PathLike[str]) -> ModelSpec:
     ('olmoe', 6, 64, 8)
     """
     folder = hub.local_folder(name)
+    name = hub.model_name(name)
     if folder is not None:
-        return describe(folder, os.fspath(name))
-    folder, tensors = hub.remote_headers(str(name))
-    return _study(read_config(folder, str(name)), str(name), tensors).spec
+        return describe(folder, name)
+    folder = hub.remote_folder(name)
+    config = read_config(folder, name)
+    return _study(config, name, hub.remote_headers(name, folder, _named(config))).spec
 
 
 def describe(folder: Path, name: str | None = None) -> ModelSpec:
     """What the checkpoint in ``folder`` is, in numbers, from its configuration and its headers."""
-    return study(folder, name).spec
+    found = study(folder, name)
+    found.checkpoint.files.close()
+    return found.spec
 
 
 def study(folder: Path, name: str | None = None) -> Study:
@@ -108,7 +115,13 @@ def study(folder: Path, name: str | None = None) -> Study:
     98304
     """
     name = name or str(folder)
-    return _study(read_config(folder, name), name, read_checkpoint(folder))
+    config = read_config(folder, name)
+    checkpoint = read_checkpoint(folder, _named(config))
+    try:
+        return _study(config, name, checkpoint)
+    except BaseException:
+        checkpoint.files.close()
+        raise
 
 
 def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *,
@@ -131,63 +144,90 @@ def open_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None,
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise SettingError(f"no dense part in {dtype}; possible are {', '.join(map(str, DTYPES.values()))}")
-    name = os.fspath(folder) if name is None else name
+    name = hub.model_name(folder) if name is None else name
     folder = hub.resolve_model(folder)
     found = studied or study(folder, name)
-    model = _load(folder, name, found, dtype or DTYPES[found.spec.dtype])
-    if quantise is not None:
-        quantise_dense(model, quantise)
+    try:
+        tokenizer = _tokenizer(folder, name)
+        model = _load(folder, name, found, dtype or DTYPES[found.spec.dtype])
+        if quantise is not None:
+            quantise_dense(model, quantise)
+    except BaseException:
+        found.checkpoint.files.close()
+        raise
     if found.rules is not None:
         hook_routers(model, found.blocks)
-    return StreamedModel(model, _tokenizer(folder, name), found.spec, found.rules, found.plan, found.blocks, folder)
+    return StreamedModel(model, tokenizer, found.spec, found.rules, found.plan, found.blocks, folder)
 
 
-def _study(config: Any, name: str, tensors: dict[str, TensorEntry]) -> Study:
+def _study(config: Any, name: str, checkpoint: Checkpoint) -> Study:
     """Everything that configuration and headers tell."""
-    bones = skeleton(config, name)
-    blocks = find_blocks(bones, name)
-    plan = expert_plan(bones, blocks, tensors, name)
-    text = config.get_text_config()
-    K = int(text.num_experts_per_tok)
-    routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
-    rules, words = find_rules(text, routers, K)
+    with foreign(f"the config.json of {name!r} does not fit its weights or itself"):
+        text = config.get_text_config()
+        _check_size(text, checkpoint, name)
+        bones = skeleton(config, name)
+        blocks = find_blocks(bones, name)
+        K, context = _numbers(text, blocks[0].E, name)
+        naming = find_names(bones, checkpoint.tensors)
+        plan = expert_plan(blocks, naming, checkpoint, name)
+        dense_bytes = check_dense(bones, blocks, naming, checkpoint.tensors, name)
+        routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
+        rules, words = find_rules(text, routers, K)
+        past_bytes = past_numbers(text) * ITEM_BYTES[plan.dtype]
     first = blocks[0]
     spec = ModelSpec(
         name=name, family=config.model_type, layers=tuple(b.layer for b in blocks), experts=first.E, top_k=K,
         hidden=first.D, expert_hidden=first.F,
         expert_bytes={key: format.slot_bytes(first.D, first.F) for key, format in FORMATS.items()},
-        dense_bytes=dense_bytes(tensors, plan), dtype=OWN_PRECISION[plan.dtype],
-        context=int(text.max_position_embeddings), routing=words,
-        past_bytes=past_numbers(text) * ITEM_BYTES[plan.dtype],
+        dense_bytes=dense_bytes, dtype=OWN_PRECISION[plan.dtype], context=context, routing=words,
+        past_bytes=past_bytes,
     )
-    return Study(config, blocks, plan, rules, spec)
+    return Study(config, checkpoint, blocks, plan, rules, spec)
+
+
+def _named(config: Any) -> object:
+    """The weight file that a configuration names; None where it leaves that to the names of the files."""
+    return getattr(config, "transformers_weights", None)
+
+
+def _check_size(text: Any, checkpoint: Checkpoint, name: str) -> None:
+    """Refuse a configuration of more layers than there are tensors: building its skeleton may have no end."""
+    layers, tensors = getattr(text, "num_hidden_layers", 0), len(checkpoint.tensors)
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(f"the config.json of {name!r} says num_hidden_layers = {layers:,}, and its files hold "
+                              f"{tensors:,} tensors; they do not belong together")
+
+
+def _numbers(text: Any, E: int, name: str) -> tuple[int, int]:
+    """Experts per token, and the longest sequence, in tokens."""
+    K, context = (getattr(text, key, None) for key in ("num_experts_per_tok", "max_position_embeddings"))
+    if K is None:
+        raise UnsupportedModelError(f"the config.json of {name!r} does not say how many experts a token uses "
+                                    f"(num_experts_per_tok)")
+    if type(K) is not int or not 1 <= K <= E:
+        raise CheckpointError(f"the config.json of {name!r} says num_experts_per_tok = {K!r}, and a layer has {E} "
+                              f"experts: it must be a whole number from 1 to {E}")
+    if type(context) is not int or context < 1:
+        raise CheckpointError(f"the config.json of {name!r} says max_position_embeddings = {context!r}; it must be a "
+                              f"whole number of tokens, 1 or more")
+    return K, context
 
 
 def _load(folder: Path, name: str, found: Study, dtype: torch.dtype) -> Any:
     """The dense part, by transformers' own loader."""
     streamed = streaming_class(model_class(found.config, name), found.blocks)
-    try:
-        with loading():
-            model, report = streamed.from_pretrained(folder, config=found.config, dtype=dtype, local_files_only=True,
-                                                     use_safetensors=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {first_line(error)}") from error
-    if absent := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{name!r} lacks {len(absent)} tensors of its dense part: {', '.join(absent[:3])}"
-                              f"{' ...' if len(absent) > 3 else ''}; the checkpoint is incomplete")
-    for parameter in model.parameters():            # the loader leaves views of the mapped file: a file that is
-        parameter.data = parameter.data.clone()     # rewritten in place would change the model or end the process
-    return model.eval().requires_grad_(False)
+    experts = {tensor for layer in found.plan.tensors for expert in layer for tensor in expert}
+    return load_dense(streamed, found.config, found.checkpoint, experts, dtype, folder, name)
 
 
 def _tokenizer(folder: Path, name: str) -> Any | None:
     """The tokenizer of the folder; None where it has none."""
-    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+    there = [file for file in _TOKENIZER_FILES if os.path.lexists(folder / file)]
+    if not there:
         return None
-    try:
-        with loading():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes the library raise
-        there = ", ".join(file for file in _TOKENIZER_FILES if (folder / file).exists())
-        raise CheckpointError(f"the tokenizer of {name!r} cannot be read: {first_line(error)}; fetch the files {there} "
-                              f"again") from error
+    for file in (*there, *(file for file in _BESIDE_TOKENIZER if os.path.lexists(folder / file))):
+        require(folder / file)
+    with foreign(f"the tokenizer of {name!r} cannot be read (fetch {', '.join(there)} again)"), loading():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a b")["input_ids"])         # some settings are looked at only then
+        return tokenizer

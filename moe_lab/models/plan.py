@@ -8,6 +8,8 @@ refused by its names rather than guessed.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from moe_lab.errors import CheckpointError, UnsupportedModelError
 from moe_lab.models.find import Block
+from moe_lab.store.checkpoint import Checkpoint
 from moe_lab.store.plan import ExpertPlan
 from moe_lab.store.safetensors import ITEM_BYTES, TensorEntry
 
 READABLE = ("F32", "BF16", "F16")
 """Types of expert tensors that a store can read."""
+_PLAIN = {*READABLE, "F64"}
+"""Types that transformers turns into one another without a loss that would surprise."""
 
 Place = tuple[TensorEntry, int]
 """A matrix: the tensor that holds it, and the bytes before it in there."""
@@ -28,33 +33,16 @@ Sources = dict[str | None, list[str]]
 """Checkpoint names behind one fused tensor, by the pattern that matched; in the order of the experts."""
 
 
-def expert_plan(model: Any, blocks: list[Block], tensors: dict[str, TensorEntry], name: str) -> ExpertPlan:
-    """The plan of all experts of ``model`` (a skeleton, before its experts are swapped).
-
-    Raises ``CheckpointError`` for tensors that are missing or of the wrong shape, ``UnsupportedModelError``
-    for a conversion or a type that is not understood.
-    """
-    sources, converters = _sources(model, tensors)
-    files = tuple(sorted({t.file for t in tensors.values()}))
-    number = {path: i for i, path in enumerate(files)}
-    rows = []
-    for block in blocks:
-        gate_up = _parts(block, "gate_up_proj", sources, converters, tensors, name)
-        down = _parts(block, "down_proj", sources, converters, tensors, name)
-        rows.append([(*gate_up[e], *down[e]) for e in range(block.E)])
-    dtype = _one_dtype({part[0].dtype for layer in rows for expert in layer for part in expert}, name)
-    first = blocks[0]
-    return ExpertPlan(
-        files=files,
-        file=np.array([[[number[t.file] for t, _ in expert] for expert in layer] for layer in rows], np.int32),
-        offset=np.array([[[t.offset + skip for t, skip in expert] for expert in layer] for layer in rows], np.int64),
-        tensors=tuple(tuple((g[0].name, u[0].name, d[0].name) for g, u, d in layer) for layer in rows),
-        dtype=dtype, item_bytes=ITEM_BYTES[dtype], D=first.D, F=first.F,
-    )
-
-
-def _sources(model: Any, tensors: dict[str, TensorEntry]) -> tuple[dict[str, Sources], dict[str, WeightConverter]]:
+@dataclass(frozen=True)
+class Naming:
     """For each name in the model, the checkpoint names that make it; and the converter behind each pattern."""
+
+    sources: dict[str, Sources]
+    converters: dict[str, WeightConverter]
+
+
+def find_names(model: Any, tensors: dict[str, TensorEntry]) -> Naming:
+    """What transformers would make of each tensor, by its own conversion table for ``model`` (a skeleton)."""
     mapping = get_model_conversion_mapping(model)
     renamings = [t for t in mapping if isinstance(t, WeightRenaming)]
     converters = [t for t in mapping if isinstance(t, WeightConverter)]
@@ -65,21 +53,44 @@ def _sources(model: Any, tensors: dict[str, TensorEntry]) -> tuple[dict[str, Sou
         if target not in known and key in known:
             target, pattern = key, None
         sources[target][pattern].append(key)
-    return sources, {pattern: c for c in converters for pattern in c.source_patterns}
+    return Naming(sources, {pattern: c for c in converters for pattern in c.source_patterns})
 
 
-def _parts(block: Block, leaf: str, sources: dict[str, Sources], converters: dict[str, WeightConverter],
-           tensors: dict[str, TensorEntry], name: str) -> list[tuple[Place, ...]]:
+def expert_plan(blocks: list[Block], naming: Naming, checkpoint: Checkpoint, name: str) -> ExpertPlan:
+    """The plan of all experts of the ``blocks``.
+
+    Raises ``CheckpointError`` for tensors that are missing or of the wrong shape, ``UnsupportedModelError``
+    for a conversion or a type that is not understood.
+    """
+    number = {path: i for i, path in enumerate(checkpoint.files)}
+    rows = []
+    for block in blocks:
+        gate_up = _parts(block, "gate_up_proj", naming, checkpoint.tensors, name)
+        down = _parts(block, "down_proj", naming, checkpoint.tensors, name)
+        rows.append([(*gate_up[e], *down[e]) for e in range(block.E)])
+    dtype = _one_dtype([{part[0].dtype for expert in layer for part in expert} for layer in rows], blocks, name)
+    first = blocks[0]
+    return ExpertPlan(
+        files=checkpoint.files,
+        file=np.array([[[number[t.file] for t, _ in expert] for expert in layer] for layer in rows], np.int32),
+        offset=np.array([[[t.offset + skip for t, skip in expert] for expert in layer] for layer in rows], np.int64),
+        tensors=tuple(tuple((g[0].name, u[0].name, d[0].name) for g, u, d in layer) for layer in rows),
+        dtype=dtype, item_bytes=ITEM_BYTES[dtype], D=first.D, F=first.F,
+    )
+
+
+def _parts(block: Block, leaf: str, naming: Naming, tensors: dict[str, TensorEntry],
+           name: str) -> list[tuple[Place, ...]]:
     """For each expert the places of the matrices in ``leaf``: two for gate_up_proj, one for down_proj."""
     count = 2 if leaf == "gate_up_proj" else 1
     shape = (block.F, block.D) if count == 2 else (block.D, block.F)
-    found = sources.get(f"{block.experts}.{leaf}")
+    found = naming.sources.get(f"{block.experts}.{leaf}")
     if not found:
         raise CheckpointError(f"{name!r} lacks the experts of layer {block.layer}: nothing in its files becomes "
                               f"{block.experts}.{leaf}; the checkpoint is incomplete")
     if None in found:
         return _fused(tensors[found[None][0]], block.E, count, shape, name)
-    converter = converters[next(iter(found))]  # type: ignore[index]
+    converter = naming.converters[next(iter(found))]  # type: ignore[index]
     _check_operations(converter, count, block, name)
     columns = [found.get(pattern, []) for pattern in converter.source_patterns]
     for pattern, keys in zip(converter.source_patterns, columns, strict=True):
@@ -116,13 +127,36 @@ def _check_shape(tensor: TensorEntry, shape: tuple[int, ...], name: str) -> None
         )
 
 
-def _one_dtype(dtypes: set[str], name: str) -> str:
-    if len(dtypes) > 1 or not dtypes <= set(READABLE):
-        raise UnsupportedModelError(f"{name!r} has experts of type {', '.join(sorted(dtypes))}; MoE Lab reads one of "
+def _one_dtype(dtypes: list[set[str]], blocks: list[Block], name: str) -> str:
+    """The type of all experts, from the types in each of the ``blocks``."""
+    found = sorted(set().union(*dtypes))
+    if len(found) == 1 and found[0] in READABLE:
+        return found[0]
+    if not set(found) <= _PLAIN:
+        raise UnsupportedModelError(f"{name!r} has experts of type {', '.join(found)}; MoE Lab reads one of "
                                     f"{', '.join(READABLE)}: take the unquantised checkpoint")
-    return dtypes.pop()
+    places = {dtype: [b.layer for b, types in zip(blocks, dtypes, strict=True) if dtype in types] for dtype in found}
+    where = "; ".join(f"{dtype} in layer{'s'[: len(at) - 1]} {_ranges(at)}" for dtype, at in places.items())
+    kind, dtype = "mixed types" if len(found) > 1 else "a type that MoE Lab does not read", ""
+    if "F64" in found:
+        dtype = ", dtype='float32'"
+    raise UnsupportedModelError(
+        f"{name!r} has experts of {kind} ({where}); make them one, which is what transformers does when it loads them: "
+        f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained({name!r}{dtype})"
+        f".save_pretrained('{Path(name).name}-one-type')\", and copy its tokenizer files"
+    )
 
 
-def dense_bytes(tensors: dict[str, TensorEntry], plan: ExpertPlan) -> int:
-    """Bytes of everything in the checkpoint that is not a routed expert."""
-    return sum(t.nbytes for t in tensors.values()) - plan.nbytes
+def _ranges(numbers: list[int]) -> str:
+    """Whole numbers in words.
+
+    >>> _ranges([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from moe_lab.models.hub import first_line
+from moe_lab.errors import first_line
 
 Score = Literal["softmax", "sigmoid"]
 

@@ -7,14 +7,13 @@ scratch memory and encoded on the way. Knows no cache and no policy.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_lab.errors import ReadError, SettingError
+from moe_lab.store.files import WeightFiles
 from moe_lab.store.plan import PARTS, ExpertPlan
 
 if TYPE_CHECKING:
@@ -38,13 +37,13 @@ class ExpertStore:
         self.plan, self.format = plan, format
         self.slot_bytes = format.slot_bytes(plan.D, plan.F)
         self._straight = plan.dtype == format.native
-        self._files = _Files(plan)
         self._scratch = threading.local()
 
     def read(self, layer: int, expert: int, slot: np.ndarray) -> int:
         """Fill ``slot`` (at least slot_bytes,) uint8 with one expert; returns the bytes read from the file.
 
-        Raises ``ReadError`` with file, offset and the bytes wanted and got; the slot's contents are then undefined.
+        Raises ``ReadError`` with file, offset and reason (the file was changed in place, ends too early, is closed);
+        the slot's contents are then undefined.
         """
         plan = self.plan
         if self._straight:
@@ -57,9 +56,14 @@ class ExpertStore:
         self.format.encode(gate.reshape(shape), up.reshape(shape), down.reshape(shape[::-1]), slot)
         return plan.expert_bytes
 
+    @property
+    def files(self) -> WeightFiles:
+        """The weight files that it reads, open since the model was opened."""
+        return self.plan.files
+
     def close(self) -> None:
         """Close the files; reading afterwards raises ``ReadError``."""
-        self._files.close()
+        self.files.close()
 
     def _scratch_bytes(self) -> np.ndarray:
         """(expert_bytes,) uint8 of this thread."""
@@ -83,24 +87,10 @@ class ExpertStore:
             parts = order[begin:end]
             wanted = [target[part * size : (part + 1) * size] for part in parts]
             try:
-                got = os.preadv(self._files[files[first]], wanted, offsets[first])
-                if got != size * len(parts):
-                    self._finish(files[first], wanted, offsets[first], got)
+                plan.files.fill(files[first], wanted, offsets[first])
             except (OSError, EOFError) as error:
                 self._fail(layer, expert, parts, error)
             begin = end
-
-    def _finish(self, file: int, wanted: list[np.ndarray], offset: int, got: int) -> None:
-        """The rest after a short read (a signal, a network disk); ``EOFError`` where the file ends."""
-        for part in wanted:
-            done = min(got, part.size)
-            got -= done
-            while done < part.size:
-                more = os.preadv(self._files[file], [part[done:]], offset + done)
-                if not more:
-                    raise EOFError(f"the file ends at {offset + done:,}, {part.size - done:,} bytes short")
-                done += more
-            offset += part.size
 
     def _fail(self, layer: int, expert: int, parts: list[int], error: Exception) -> None:
         plan, first = self.plan, parts[0]
@@ -111,39 +101,6 @@ class ExpertStore:
             f"{plan.part_bytes * len(parts):,} bytes wanted ({names}): {error}",
             experts=(expert,),
         ) from error
-
-
-class _Files:
-    """Open files by number: opened at first use, closed with the store or when it is collected."""
-
-    def __init__(self, plan: ExpertPlan) -> None:
-        self._paths = plan.files
-        self._open: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._finalizer = weakref.finalize(self, _close, self._open)
-
-    def __getitem__(self, number: int) -> int:
-        descriptor = self._open.get(number)
-        return self._open_file(number) if descriptor is None else descriptor
-
-    def _open_file(self, number: int) -> int:
-        with self._lock:
-            if self._closed:
-                raise OSError("the store is closed; load the model again")
-            if number not in self._open:
-                self._open[number] = os.open(self._paths[number], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            return self._open[number]
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._finalizer()
-
-
-def _close(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
 
 
 _NUMBERS: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}

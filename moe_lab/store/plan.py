@@ -7,9 +7,10 @@ Knows places and shapes; knows neither formats, slots nor how a family names its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from moe_lab.store.files import WeightFiles
 
 PARTS = ("gate", "up", "down")
 """The matrices of an expert, in the order of a slot: gate (F, D), up (F, D), down (D, F)."""
@@ -19,11 +20,11 @@ PARTS = ("gate", "up", "down")
 class ExpertPlan:
     """Places of L layers x E experts x 3 parts; every part is whole rows, row-major and contiguous.
 
-    ``file`` (L, E, 3) int32 is an index into ``files``, ``offset`` (L, E, 3) int64 bytes from its start;
+    ``file`` (L, E, 3) int32 is an index into the open ``files``, ``offset`` (L, E, 3) int64 bytes from its start;
     ``tensors[layer][expert]`` names the three tensors for messages. ``dtype`` is the safetensors type of all.
     """
 
-    files: tuple[Path, ...]
+    files: WeightFiles
     file: np.ndarray
     offset: np.ndarray
     tensors: tuple[tuple[tuple[str, str, str], ...], ...]

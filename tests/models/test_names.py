@@ -79,13 +79,13 @@ def test_info_of_a_hub_id_reads_headers_and_fetches_no_weights(monkeypatch, chec
     import huggingface_hub
     from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
-    from moe_lab.store import read_header
+    from moe_lab.store import read_checkpoint
 
     folder = checkpoint("olmoe")
     shutil.copy(folder / "config.json", tmp_path)
     tensors = {
         name: TensorInfo(t.dtype, list(t.shape), (t.offset, t.offset + t.nbytes))
-        for name, t in read_header(folder / "model.safetensors").items()
+        for name, t in read_checkpoint(folder).tensors.items()
     }
     header = SafetensorsFileMetadata({}, tensors)
     whole = SafetensorsRepoMetadata({}, False, {}, {"model.safetensors": header})
@@ -94,3 +94,29 @@ def test_info_of_a_hub_id_reads_headers_and_fetches_no_weights(monkeypatch, chec
     remote, local = info("some/model"), info(folder)
     assert remote.name == "some/model"
     assert dataclasses.replace(remote, name=local.name) == local
+
+
+def test_info_of_a_hub_id_reads_the_weights_that_its_configuration_names(monkeypatch, checkpoint, tmp_path):
+    import json
+    import shutil
+
+    import huggingface_hub
+    from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
+
+    from moe_lab.store import read_checkpoint
+
+    folder = checkpoint("olmoe", shard="100KB")
+    config = json.loads((folder / "config.json").read_text())
+    named = {"one": "mine.safetensors", "index": "mine.safetensors.index.json"}
+    shutil.copy(folder / "model.safetensors.index.json", tmp_path / named["index"])
+    tensors = read_checkpoint(folder).tensors.values()
+
+    def header(name, file):
+        there = [t for t in tensors if file == named["one"] or t.file.name == file]
+        return SafetensorsFileMetadata({}, {t.name: TensorInfo(t.dtype, list(t.shape), (0, t.nbytes)) for t in there})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kw: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "parse_safetensors_file_metadata", header)
+    for file in named.values():
+        (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_weights": file}))
+        assert dataclasses.replace(info("some/model"), name="") == dataclasses.replace(info(folder), name="")

@@ -85,33 +85,40 @@ def test_short_reads_are_continued(checkpoint, monkeypatch):
 
 
 @pytest.fixture
-def truncated(checkpoint, tmp_path):
-    """A store whose file has lost its last third after the model was opened."""
-    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "cut")
-    plan = open_model(folder).plan
-    os.truncate(plan.files[0], plan.files[0].stat().st_size * 2 // 3)
-    return ExpertStore(plan, FORMATS["f32"])
+def store(checkpoint):
+    """A store whose plan may be changed."""
+    return ExpertStore(open_model(checkpoint("olmoe")).plan, FORMATS["f32"])
 
 
-def test_a_file_that_was_cut_is_a_read_error_with_file_and_place(truncated):
-    slot = np.zeros(truncated.slot_bytes, np.uint8)
-    truncated.read(0, 0, slot)
+def test_an_expert_behind_the_end_of_its_file_is_a_read_error_with_file_and_place(store):
+    slot = np.zeros(store.slot_bytes, np.uint8)
+    store.plan.offset[2, 7] += store.files.size(0)
     place = r"expert 7 of MoE layer 2 .*model\.safetensors at byte [\d,]+, [\d,]+ bytes wanted .*short"
     with pytest.raises(ReadError, match=place) as e:
-        truncated.read(2, 7, slot)
+        store.read(2, 7, slot)
     assert e.value.experts == (7,)
     assert isinstance(e.value, OSError)
 
 
-def test_readers_name_all_that_failed_and_load_the_others(truncated):
-    arena = np.zeros((8, truncated.slot_bytes), np.uint8)
-    good = np.zeros(truncated.slot_bytes, np.uint8)
-    truncated.plan.offset[0, 3] += 10**9
-    truncated.plan.offset[0, 6] += 10**9
+def test_a_file_that_was_cut_in_place_is_a_read_error_that_says_to_load_again(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "cut")
+    store = ExpertStore(open_model(folder).plan, FORMATS["f32"])
+    os.truncate(store.files[0], store.files.size(0) * 2 // 3)
+    for expert in (0, 7):
+        with pytest.raises(ReadError, match=r"model\.safetensors .*changed in place.*load the model again") as e:
+            store.read(2, expert, np.zeros(store.slot_bytes, np.uint8))
+        assert e.value.experts == (expert,)
+
+
+def test_readers_name_all_that_failed_and_load_the_others(store):
+    arena = np.zeros((8, store.slot_bytes), np.uint8)
+    good = np.zeros(store.slot_bytes, np.uint8)
+    store.plan.offset[0, 3] += 10**9
+    store.plan.offset[0, 6] += 10**9
     with pytest.raises(ReadError, match="2 of 8 experts") as e:
-        Readers(truncated).load(0, [(expert, arena[expert]) for expert in range(8)])
+        Readers(store).load(0, [(expert, arena[expert]) for expert in range(8)])
     assert e.value.experts == (3, 6)
-    truncated.read(0, 7, good)
+    store.read(0, 7, good)
     np.testing.assert_array_equal(arena[7], good)
 
 
@@ -160,21 +167,20 @@ def descriptors(path) -> int:
 @pytest.mark.parametrize("how", ["closed", "collected"])
 def test_files_and_threads_end_with_their_owner(checkpoint, monkeypatch, how):
     monkeypatch.setattr("moe_lab.store.readers.ALONE_BYTES", 0)
-    plan = open_model(checkpoint("olmoe")).plan
+    path = checkpoint("olmoe") / "model.safetensors"
     gc.collect()
-    files, threads = descriptors(plan.files[0]), set(threading.enumerate())
-    readers = Readers(ExpertStore(plan, FORMATS["f32"]), threads=3)
+    files, threads = descriptors(path), set(threading.enumerate())
+    readers = Readers(ExpertStore(open_model(path.parent).plan, FORMATS["f32"]), threads=3)
     arena = np.zeros((8, readers.store.slot_bytes), np.uint8)
     readers.load(0, [(e, arena[e]) for e in range(8)])
-    assert descriptors(plan.files[0]) == files + 1
+    assert descriptors(path) == files + 1
     if how == "closed":
         readers.close()
         with pytest.raises(ReadError, match="closed"):
             readers.store.read(0, 0, arena[0])
     else:
         del readers
-        gc.collect()
-    assert descriptors(plan.files[0]) == files
+    assert descriptors(path) == files
     for thread in threading.enumerate():
         if thread.name.startswith("moe-lab-reader"):
             thread.join(5)

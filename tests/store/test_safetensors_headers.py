@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import struct
@@ -12,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.errors import CheckpointError
-from moe_lab.models import open_model
-from moe_lab.store import read_checkpoint, read_header
+from moe_lab.models import describe, open_model
+from moe_lab.store import WeightFiles, read_checkpoint, read_header
+
+
+def read(path):
+    return read_header(WeightFiles.open([path]))
 
 
 def write(path, header, data=b"", length=None):
@@ -29,7 +34,7 @@ def row(begin, end, shape, dtype="F32"):
 def test_a_whole_header_tells_where_each_tensor_lies(tmp_path):
     header = {"__metadata__": {"format": "pt"}, "b": row(8, 16, [2, 2], "BF16"), "a": row(0, 8, [2])}
     path = write(tmp_path / "a.safetensors", header, bytes(16))
-    tensors = read_header(path)
+    tensors = read(path)
     start = path.stat().st_size - 16
     assert {n: (t.dtype, t.shape, t.offset, t.nbytes) for n, t in tensors.items()} == {
         "a": ("F32", (2,), start, 8), "b": ("BF16", (2, 2), start + 8, 8),
@@ -40,7 +45,7 @@ def test_our_reading_is_that_of_the_library(checkpoint):
     from safetensors import safe_open
 
     folder = checkpoint("qwen2-moe")
-    tensors = read_header(folder / "model.safetensors")
+    tensors = read(folder / "model.safetensors")
     with safe_open(folder / "model.safetensors", "np") as file:
         assert set(tensors) == set(file.keys())
         for name in list(tensors)[::17]:
@@ -68,6 +73,14 @@ DAMAGED = {
     "no text": (b"\xff\xfe\x00\x01", "damaged"),
     "a thousand brackets": (b"[" * 100_000, "damaged"),
     "a huge shape": ({"a": row(0, 8, [2**62, 2**62])}, "does not fill"),
+    "a shape without end": ({"a": row(0, 8, [10**9] * 100_000)}, "of shape"),
+    "a number of too many digits": (b'{"a": {"dtype": "F32", "shape": [1' + b"0" * 5000 + b"]}}", "digits"),
+    "a name twice": (b'{"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}, "a": {}}', "names 'a' twice"),
+    "a shape twice": (b'{"a": {"dtype": "U8", "shape": [8], "shape": [4, 2], "data_offsets": [0, 8]}}',
+                      "'a' names 'shape' twice"),
+    "no number": (b'{"a": {"dtype": "U8", "shape": [NaN], "data_offsets": [0, 8]}}', "NaN is no number of JSON"),
+    "an infinite number": (b'{"__metadata__": {"x": Infinity}}', "Infinity is no number of JSON"),
+    "another coding of letters": ('{"a": 5}'.encode("utf-16"), "damaged"),
 }
 
 
@@ -76,7 +89,21 @@ def test_a_damaged_header_is_refused(tmp_path, what):
     header, message = DAMAGED[what]
     path = write(tmp_path / "bad.safetensors", header, bytes(8))
     with pytest.raises(CheckpointError, match=f"bad.safetensors.*{message}"):
-        read_header(path)
+        read(path)
+
+
+@pytest.mark.parametrize("metadata", [{"step": 7}, None, 5, [1, {"a": None}], {"format": "pt", "x": {"y": [True]}}, ""])
+def test_what_stands_under_metadata_is_nobodys_business(checkpoint, tmp_path, metadata):
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "odd")
+    content = (folder / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = {**json.loads(content[8 : 8 + length]), "__metadata__": metadata}
+    write(folder / "model.safetensors", header, content[8 + length :])
+    assert open_model(folder).spec == dataclasses.replace(describe(checkpoint("olmoe")), name=str(folder))
+
+
+def test_metadata_may_name_something_twice(tmp_path):
+    assert read(write(tmp_path / "a.safetensors", b'{"__metadata__": {"x": "1", "x": "2"}}')) == {}
 
 
 @pytest.mark.parametrize(("data", "message"), [
@@ -85,7 +112,7 @@ def test_a_damaged_header_is_refused(tmp_path, what):
 def test_a_file_of_another_length_than_its_header_says_is_refused(tmp_path, data, message):
     path = write(tmp_path / "bad.safetensors", {"a": row(0, 8, [2])}, data)
     with pytest.raises(CheckpointError, match=f"{message}.*fetch it again"):
-        read_header(path)
+        read(path)
 
 
 @pytest.mark.parametrize("content", [
@@ -95,7 +122,7 @@ def test_a_file_without_a_whole_header_is_refused(tmp_path, content):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a safetensors file, or is truncated"):
-        read_header(path)
+        read(path)
 
 
 @given(st.binary(max_size=200))
@@ -103,7 +130,7 @@ def test_no_file_at_all_raises_anything_else(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("noise") / "noise.safetensors"
     path.write_bytes(struct.pack("<Q", max(2, len(content) - 3)) + content)
     with contextlib.suppress(CheckpointError):
-        assert read_header(path) == {}                  # noise can be a whole header, of no tensor
+        assert read(path) == {}                  # noise can be a whole header, of no tensor
 
 
 @pytest.fixture
@@ -112,7 +139,7 @@ def sharded(checkpoint, tmp_path):
 
 
 def test_all_shards_of_an_index_are_read(sharded, checkpoint):
-    whole, cut = read_checkpoint(checkpoint("olmoe")), read_checkpoint(sharded)
+    whole, cut = read_checkpoint(checkpoint("olmoe")).tensors, read_checkpoint(sharded).tensors
     assert {n: (t.shape, t.nbytes) for n, t in whole.items()} == {n: (t.shape, t.nbytes) for n, t in cut.items()}
 
 

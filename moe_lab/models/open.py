@@ -23,6 +23,7 @@ from moe_lab.models.plan import expert_plan, find_names
 from moe_lab.models.quantised import quantise_dense
 from moe_lab.models.rules import RouterRule, find_rules
 from moe_lab.models.streaming import BlockHandler, PassHandler, Socket, hook_routers, streaming_class
+from moe_lab.models.trial import check_runs
 from moe_lab.spec import ModelSpec, WeightFormat
 from moe_lab.store import Checkpoint, ExpertPlan, read_checkpoint
 from moe_lab.store.look import require
@@ -174,6 +175,7 @@ def _study(config: Any, name: str, checkpoint: Checkpoint) -> Study:
         routers = [bones.get_submodule(block.router) if block.router else None for block in blocks]
         rules, words = find_rules(text, routers, K)
         past_bytes = past_numbers(text) * ITEM_BYTES[plan.dtype]
+        check_runs(bones, name)
     first = blocks[0]
     spec = ModelSpec(
         name=name, family=config.model_type, layers=tuple(b.layer for b in blocks), experts=first.E, top_k=K,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from moe_lab.kernels import crew, instructions
 from moe_lab.kernels.formats import FORMATS, Format
 from moe_lab.kernels.formats.matrix import CODES
 from moe_lab.kernels.residency import LayerState
-from moe_lab.models import DTYPES, open_model, resolve_model, study
+from moe_lab.models import DTYPES, model_name, open_model, resolve_model, study
 from moe_lab.models.quantised import dense_bytes_touched
 from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
@@ -27,7 +28,7 @@ from moe_lab.store import Disk, ExpertStore, Readers
 from moe_lab.units import format_bytes, seed_number
 
 
-def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | None = None,
+def load(model: str | os.PathLike[str], *, cache: int | str | None = None, weights: WeightFormat | None = None,
          dense: WeightFormat | None = None,
          routing: str | RoutingPolicy | type[RoutingPolicy] | None = None,
          eviction: str | EvictionPolicy | type[EvictionPolicy] | None = None,
@@ -71,7 +72,7 @@ def load(model: str, *, cache: int | str | None = None, weights: WeightFormat | 
     if disk is not None and not isinstance(disk, Disk):
         raise SettingError(f"disk={disk!r} is not a disk; type disk=ml.Disk(bandwidth='200 MB/s')")
     seed = seed_number(seed)
-    folder = resolve_model(model)
+    folder, model = resolve_model(model), model_name(model)
     studied = study(folder, model)
     spec = studied.spec
     if tuned is not None:

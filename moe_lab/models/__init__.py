@@ -1,7 +1,7 @@
 """Models of transformers with their experts elsewhere: the only place that knows checkpoint and transformers names."""
 
 from moe_lab.models.find import find_routers
-from moe_lab.models.hub import resolve_model
+from moe_lab.models.hub import model_name, resolve_model
 from moe_lab.models.open import DTYPES, StreamedModel, Study, describe, info, open_model, study
 from moe_lab.models.quantised import empty_weights
 from moe_lab.models.rules import RULES, RouterRule, find_rules
@@ -9,5 +9,5 @@ from moe_lab.models.streaming import BlockHandler
 
 __all__ = [
     "DTYPES", "RULES", "BlockHandler", "RouterRule", "StreamedModel", "Study", "describe", "empty_weights",
-    "find_routers", "find_rules", "info", "open_model", "resolve_model", "study",
+    "find_routers", "find_rules", "info", "model_name", "open_model", "resolve_model", "study",
 ]

@@ -67,8 +67,8 @@ def check_dense(model: Any, blocks: list[Block], naming: Naming, tensors: dict[s
         raise CheckpointError(f"{name!r} lacks {len(absent)} tensors of its dense part: {', '.join(absent[:3])}"
                               f"{' ...' if len(absent) > 3 else ''}; the checkpoint is incomplete")
     total = 0
-    for key in wanted.keys() & naming.sources.keys():
-        for pattern, sources in naming.sources[key].items():
+    for key in wanted:
+        for pattern, sources in naming.sources.get(key, {}).items():
             for tensor in (tensors[source] for source in sources):
                 total += tensor.nbytes
                 _check(tensor, wanted[key] if pattern is None else tensor.shape, name)

@@ -79,7 +79,9 @@ def identity(engine: Engine, files: bool = True) -> Identity:
 
 def _files(engine: Engine) -> str:
     plan = engine._core.experts.readers.store.plan
-    return digest(contents(plan.files), digests([Stretch.of(plan.file), Stretch.of(plan.offset)]))
+    found = contents(plan.files, plan.files.descriptors)
+    plan.files.check()
+    return digest(found, digests([Stretch.of(plan.file), Stretch.of(plan.offset)]))
 
 
 def _settings(engine: Engine) -> str:

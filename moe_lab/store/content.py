@@ -44,16 +44,15 @@ class Stamp(NamedTuple):
 
 
 def contents(paths: Sequence[str | Path], descriptors: Sequence[int] | None = None,
-             loaded: Sequence[Stamp] | None = None, memory: Path | None = None) -> list[str]:
+             memory: Path | None = None) -> list[str]:
     """The digest of each file's content; names and places do not count.
 
     Args:
         descriptors: the files as they are open, to be read instead of what now lies at ``paths``.
-        loaded: stamps of an earlier moment; the digests must hold for it.
         memory: the folder in which digests are remembered; by default one in the platform's folder for caches.
 
     Raises:
-        ReadError: a file that is gone or cannot be read, has changed since ``loaded``, or changes while it is read.
+        ReadError: a file that is gone or cannot be read, or changes while it is read.
 
     Example:
         >>> import tempfile
@@ -67,13 +66,11 @@ def contents(paths: Sequence[str | Path], descriptors: Sequence[int] | None = No
     with contextlib.ExitStack() as stack, _told():
         files = [_File(path, _open(path, stack) if descriptors is None else descriptors[i])
                  for i, path in enumerate(paths)]
-        for file, stamp in zip(files, loaded or [], strict=loaded is not None):
-            file.check(stamp)
         folder = _memory() if memory is None else memory
         found = [_recall(folder, file) for file in files]
         new = [i for i, one in enumerate(found) if one is None]
         for i, made in zip(new, digests([files[i].stretch for i in new], "hash the weights"), strict=True):
-            files[i].check(files[i].stamp)
+            files[i].check()
             _remember(folder, files[i], made)
             found[i] = made
     return [one for one in found if one is not None]
@@ -117,10 +114,10 @@ class _File:
             at += len(parts[-1])
         return b"".join(parts)
 
-    def check(self, stamp: Stamp) -> None:
-        """Raise a ReadError where it is not as it was at ``stamp``."""
-        if Stamp.of(self.descriptor) != stamp:
-            raise ReadError(f"{self.path} has changed since it was loaded; load the model again")
+    def check(self) -> None:
+        """Raise a ReadError where it is not as it was."""
+        if Stamp.of(self.descriptor) != self.stamp:
+            raise ReadError(f"{self.path} changed while it was read; load the model again")
 
     @property
     def words(self) -> dict[str, str | int]:

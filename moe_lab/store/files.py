@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_lab.errors import foreign
+from moe_lab.errors import ReadError, foreign
 
 _CLOSED = "the files are closed; load the model again"
 _CHANGED = "the file was changed in place after the model was loaded from it; load the model again"
@@ -78,6 +78,14 @@ class WeightFiles(Sequence[Path]):
         if got != wanted:
             self._finish(number, buffers, offset, got)
         self._check(number)
+
+    def check(self) -> None:
+        """Raise ``ReadError`` where a file was changed in place since it was opened, or is closed."""
+        for number, path in enumerate(self.paths):
+            try:
+                self._check(number)
+            except OSError as error:
+                raise ReadError(f"{path}: {error}") from error
 
     def close(self) -> None:
         """Close all files; reading afterwards raises ``OSError``."""

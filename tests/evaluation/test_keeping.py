@@ -162,11 +162,17 @@ def test_a_seed_or_a_switch_of_torch_changed_before_a_sweep_begins_is_refused_to
     assert len(sweep.to_frame()) == 2           # all is measured: it may be asked for what was found
 
 
-def test_a_weight_file_that_is_gone_is_an_error_of_ours(engine, ids, tmp_path, monkeypatch):
-    plan = engine._core.experts.readers.store.plan
-    object.__setattr__(plan, "files", (tmp_path / "gone.safetensors",))
-    with pytest.raises(ReadError, match=r"gone\.safetensors"):
-        ml.sweep(engine, ids, window=WINDOW, store=tmp_path)
+def test_a_model_is_measured_as_it_was_loaded_or_not_at_all_when_its_file_is_saved_over(checkpoint, ids, tmp_path):
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "model")
+    weights, other = folder / "model.safetensors", make(tmp_path / "other", "olmoe", seed=1) / "model.safetensors"
+    replaced = ml.load(str(folder), cache=4)
+    before = swept(replaced, ids, tmp_path / "store")
+    os.replace(shutil.copy(other, folder / "new"), weights)
+    assert swept(replaced, ids, tmp_path / "store").equals(before)
+    rewritten = ml.load(str(folder), cache="100%")
+    os.truncate(weights, os.stat(weights).st_size - 1)
+    with pytest.raises(ReadError, match=r"model\.safetensors: the file was changed in place"):
+        ml.sweep(rewritten, ids, window=WINDOW, store=tmp_path / "store")
 
 
 # --- files that are not as they were kept -----------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import numpy as np
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a job in the background is born deaf to Ctrl-C
 
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)

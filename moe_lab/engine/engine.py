@@ -208,7 +208,7 @@ class Engine:
                                f"{self.spec.context:,}, the new ones included; shorten it")
         check_past(len(ids), 2 * len(ids) * self.spec.past_bytes)       # transformers' own, and the kernels'
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, self.seed if seed is None else seed)
-        return self._stream(ids, tokens, sampling, stop_strings(stop), stop_at_end, actor())
+        return self._stream(ids, tokens, sampling, stop_strings(stop, self.tokenizer), stop_at_end, actor())
 
     def _stream(self, ids: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
                 stop_at_end: bool, by: str) -> Iterator[Step]:

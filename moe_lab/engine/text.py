@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,14 @@ def window_of(window: int | None, context: int) -> int:
     return tokens
 
 
-def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The stop strings as a tuple; an empty one is refused."""
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+def stop_strings(stop: str | Sequence[str] | None, tokenizer: Any) -> tuple[str, ...]:
+    """The stop strings as a tuple; an empty one is refused, and one that no tokenizer could find."""
+    given = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    stops = tuple(given) if isinstance(given, Iterable) else (given,)
     if any(not isinstance(s, str) or not s for s in stops):
         raise SettingError(f"stop={stop!r} must be a string or a list of strings, none of them empty")
+    if stops and tokenizer is None:
+        raise SettingError(f"stop={stop!r} is text, and this model has no tokenizer to write text with; leave stop out")
     return stops
 
 

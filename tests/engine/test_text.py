@@ -139,7 +139,13 @@ def test_whole_numbers_of_any_kind_are_token_ids(given: object) -> None:
     assert found == [1, 2] and all(type(i) is int for i in found)
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [3]])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [3], 3])
 def test_stop_strings_are_strings_and_not_empty(stop: object) -> None:
-    with pytest.raises(SettingError, match="stop"):
-        stop_strings(stop)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="must be a string or a list"):
+        stop_strings(stop, object())  # type: ignore[arg-type]
+
+
+def test_a_stop_string_that_no_tokenizer_could_find_is_refused() -> None:
+    assert stop_strings(None, None) == stop_strings([], None) == ()
+    with pytest.raises(SettingError, match="no tokenizer"):
+        stop_strings("zz", None)

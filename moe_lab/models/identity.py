@@ -8,6 +8,7 @@ know files: the weights may be others by now than those that were loaded.
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 import types
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_modules
+from torch.overrides import _get_current_function_mode_stack
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -54,9 +56,23 @@ def in_memory(hf: Any) -> InMemory:
     words = [[name, found.module(name or "the model", one)] for name, one in hf.named_modules(remove_duplicate=False)]
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         found.strange.append("torch has a hook for all modules")
-    found.functions("torch.nn.functional", nn.functional)
+    found.surroundings()
     tensors = digests([memory for _, memory in found.memory.values()], "hash the model")
-    return InMemory(digest(words, tensors), found.strange[0] if found.strange else "")
+    return InMemory(digest(words, tensors, found.renamed), found.strange[0] if found.strange else "")
+
+
+def replaced_code(hf: Any) -> str:
+    """What in the classes of ``hf``, in their files or in its attention somebody has replaced, in words; else empty.
+
+    Looks at no weight, so it may be asked before each text.
+    """
+    found = _Description()
+    for module in hf.modules():
+        for base in type(module).__mro__:
+            found._class(base)
+    found.surroundings()
+    found.attention(hf.config)
+    return found.strange[0] if found.strange else ""
 
 
 class _Description:
@@ -66,6 +82,8 @@ class _Description:
         self.memory: dict[tuple[int, int], tuple[int, Stretch]] = {}
         """By address and size; in the values a number stands for each."""
         self.strange: list[str] = []
+        self.renamed: list[list[str]] = []
+        """Functions of the libraries that stand under another name than their own."""
         self._configs: dict[int, Any] = {}
         self._seen: set[Any] = set()
 
@@ -93,13 +111,23 @@ class _Description:
         if base.__module__.startswith("transformers.models."):
             self.functions(base.__module__, sys.modules[base.__module__])
 
+    def surroundings(self) -> None:
+        """What stands around every module."""
+        self.functions("torch.nn.functional", nn.functional)
+        for mode in _get_current_function_mode_stack():
+            if _foreign(mode):
+                self.strange.append(f"torch's functions run under the mode {_full_name(mode)}")
+
     def functions(self, name: str, place: Any) -> None:
-        """All functions of a class or a file."""
+        """All that can be called in a class or a file."""
         for key, value in vars(place).items():
-            function = value.fget if isinstance(value, property) else value
-            function = value.__func__ if isinstance(value, staticmethod | classmethod) else function
-            if isinstance(function, types.FunctionType) and _foreign(function):
+            function = _inside(value)
+            if not _runs(function):
+                continue
+            if _foreign(function):
                 self.strange.append(f"{name}.{key} was replaced by {_full_name(function)}")
+            elif getattr(function, "__name__", key) != key:
+                self.renamed.append([name, key, _full_name(function)])
 
     def _hook(self, name: str, hook: Any) -> str:
         if _foreign(hook):
@@ -160,16 +188,42 @@ class _Description:
         if id(config) not in self._configs:
             self._configs[id(config)] = None
             values = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
-            attention = getattr(config.get_text_config(), "_attn_implementation", None)
-            for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
-                if (function := table.get(attention)) is not None and _foreign(function):
-                    self.strange.append(f"the attention {attention!r} is {_full_name(function)}")
-            self._configs[id(config)] = [self.value(name, values), attention]
+            self._configs[id(config)] = [self.value(name, values), self.attention(config)]
         return self._configs[id(config)]
+
+    def attention(self, config: Any) -> Any:
+        """The name of the attention that a configuration asks for."""
+        attention = getattr(config.get_text_config(), "_attn_implementation", None)
+        for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            if (function := table.get(attention)) is not None and _foreign(function):
+                self.strange.append(f"the attention {attention!r} is {_full_name(function)}")
+        return attention
 
 
 def _root(module: Any) -> str:
     return str(module or "").partition(".")[0]
+
+
+def _runs(thing: Any) -> bool:
+    """Whether what stands in a class or a file is a function, or an object that can be called or makes a method. What
+    Python itself puts there (slots, types, unions) is none."""
+    if isinstance(thing, types.FunctionType | types.BuiltinFunctionType):
+        return True
+    made = _root(type(thing).__module__) not in ("builtins", "types", "typing")
+    return made and not isinstance(thing, type) and (callable(thing) or hasattr(type(thing), "__get__"))
+
+
+def _inside(value: Any) -> Any:
+    """What runs in a property, a method of a class, a partial or the like."""
+    while True:
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, staticmethod | classmethod | types.MethodType):
+            value = value.__func__
+        elif isinstance(value, functools.partial | functools.partialmethod | functools.cached_property):
+            value = value.func
+        else:
+            return value
 
 
 def _foreign(function: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import unittest.mock
 
 import pytest
 import torch
@@ -165,13 +166,57 @@ def an_attention_of_ones_own(hf, patch):
     patch.setitem(olmoe.ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", lambda *args, **kwargs: None)
 
 
+class Silent:
+    """Can be called, and makes a method."""
+
+    def __call__(self, x, *args, **kwargs):
+        return x
+
+    def __get__(self, owner, cls=None):
+        return self
+
+
+class Rounding(torch.overrides.TorchFunctionMode):
+    """Gives what torch gives."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def an_object_in_place_of_a_function(hf, patch):
+    patch.setattr(nn.functional, "silu", Silent())
+
+
+def a_mock(hf, patch):
+    patch.setattr(nn.functional, "silu", unittest.mock.Mock())
+
+
+def a_partial_in_place_of_a_function(hf, patch):
+    patch.setattr(olmoe, "apply_rotary_pos_emb", functools.partial(lambda q, k, *args, **kwargs: (q, k)))
+
+
+def a_descriptor_in_place_of_a_method(hf, patch):
+    patch.setattr(olmoe.OlmoeRMSNorm, "forward", Silent())
+
+
+def a_partial_method(hf, patch):
+    patch.setattr(olmoe.OlmoeRMSNorm, "forward", functools.partialmethod(lambda self, x: x))
+
+
+def a_mode(hf, patch):
+    mode = Rounding()
+    mode.__enter__()
+    return lambda: mode.__exit__(None, None, None)
+
+
 def an_object(hf, patch):
     hf.model.layers[0].helper = object()
 
 
 STRANGE = [a_hook, a_hook_before, a_hook_in_a_partial, a_hook_of_all_modules, a_replaced_forward, a_replaced_method,
            a_class_of_ones_own, a_patched_class, a_patched_class_behind_a_decorator, a_patched_function,
-           a_patched_function_of_torch, an_attention_of_ones_own, an_object]
+           a_patched_function_of_torch, an_attention_of_ones_own, an_object_in_place_of_a_function, a_mock,
+           a_partial_in_place_of_a_function, a_descriptor_in_place_of_a_method, a_partial_method, a_mode, an_object]
 
 
 @pytest.mark.parametrize("change", STRANGE, ids=lambda change: change.__name__)
@@ -181,6 +226,13 @@ def test_code_from_outside_is_told(hf, monkeypatch, change):
         assert in_memory(hf).strange
     finally:
         undo and undo()
+
+
+def test_a_function_of_the_libraries_in_the_place_of_another_changes_the_digest(hf, monkeypatch):
+    before = in_memory(hf)
+    monkeypatch.setattr(nn.functional, "silu", nn.functional.gelu)
+    after = in_memory(hf)
+    assert after.digest != before.digest and not after.strange
 
 
 def test_the_part_that_is_strange_is_named(hf):

@@ -19,7 +19,8 @@ from moe_lab.kernels.activation import ACTIVATIONS
 from moe_lab.kernels.decoder import Attention
 from moe_lab.kernels.dense import GatedFFN, Weights
 from moe_lab.models.find import Block, activation_of
-from moe_lab.models.quantised import matrix_of
+from moe_lab.models.identity import replaced_code
+from moe_lab.models.quantised import QuantisedLinear, matrix_of
 
 FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
 """transformers' model types whose layers are what the kernels compute."""
@@ -115,8 +116,10 @@ def _unknown(hf: Any, blocks: list[Block]) -> str:
         return f"its rotary embedding ({rotary}) changes with the length of the text"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a hook of all modules has to see every token"
+    if reason := replaced_code(hf) or _exchanged(hf):
+        return reason
     for name, module in hf.named_modules():
-        if reason := _altered(module):
+        if reason := _altered(module) or _unlike(module, config):
             return f"{name or 'the model'} {reason}"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:      # an adapter's, perhaps
             return f"{name} is a {type(module).__name__}"
@@ -135,6 +138,31 @@ def _altered(module: nn.Module) -> str:
     if type(module).__module__.split(".")[0] not in _LIBRARIES:
         return f"is a {type(module).__name__}, which the kernels do not know"
     return ""
+
+
+def _unlike(module: Any, config: Any) -> str:
+    """What a module computes otherwise than the configuration, which the kernels go by, says; empty where nothing."""
+    if getattr(module, "variance_epsilon", config.rms_norm_eps) != config.rms_norm_eps:
+        return f"has variance_epsilon = {module.variance_epsilon}, and the configuration {config.rms_norm_eps}"
+    if hasattr(module, "q_proj") and module.scaling != module.head_dim**-0.5:
+        return f"has another scaling than that of its heads: {module.scaling}"
+    return ""
+
+
+def _exchanged(hf: Any) -> str:
+    """What stands in the place of a part that the kernels know, in words; empty where nothing."""
+    layers = hf.model.layers
+    if any(layer.self_attn.layer_idx != number for number, layer in enumerate(layers)):
+        return "its layers stand in another order than they were loaded in"
+    norms = [hf.model.norm, *(norm for one in layers for norm in (one.input_layernorm, one.post_attention_layernorm))]
+    if odd := [norm for norm in norms if not hasattr(norm, "variance_epsilon")]:
+        return f"{type(odd[0]).__name__} stands in the place of a norm"
+    head = hf.get_output_embeddings()
+    if type(head) not in (nn.Linear, QuantisedLinear):
+        return f"{type(head).__name__} stands in the place of its head"
+    biased = (name for name, module in hf.named_modules() if getattr(module, "bias", None) is not None)
+    odd_bias = next((name for name in biased if not name.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))), None)
+    return f"{odd_bias} has a bias" if odd_bias else ""
 
 
 def _layer(hf: Any, layer: Any, config: Any, moe: int | None, block: Block | None) -> DecoderLayer:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from checkpoints import FAMILIES, eager
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import moe_lab as ml
 from moe_lab.cache import Free
@@ -152,6 +156,67 @@ def test_a_dense_part_with_another_activation_than_the_experts_runs_by_modules(c
     engine = ml.load(str(checkpoint("qwen2-moe")), cache="50%")
     engine.hf.model.layers[1].mlp.shared_expert.act_fn = torch.nn.ReLU()
     assert "model.layers.1.mlp.shared_expert has another activation than the experts" in engine.decoding
+
+
+def a_class_patched(hf, patch):
+    norm = type(hf.model.norm)
+    forward = norm.forward
+    patch.setattr(norm, "forward", lambda self, x: forward(self, x) * 1.7)
+
+
+def a_function_of_the_family(hf, patch):
+    patch.setattr(sys.modules[type(hf).__module__], "apply_rotary_pos_emb", lambda q, k, *args, **kwargs: (q, k))
+
+
+def an_attention_of_ones_own(hf, patch):
+    def half(*args, **kwargs):
+        out, weights = sdpa_attention_forward(*args, **kwargs)
+        return out * 0.5, weights
+
+    patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "half", half)
+    hf.set_attn_implementation("half")
+
+
+def another_epsilon(hf, patch):
+    for layer in hf.model.layers:
+        layer.input_layernorm.variance_epsilon = 50.0
+
+
+def another_scaling(hf, patch):
+    for layer in hf.model.layers:
+        layer.self_attn.scaling *= 3
+
+
+def another_norm(hf, patch):
+    hf.model.norm = torch.nn.Identity()
+
+
+def a_bias_of_the_head(hf, patch):
+    hf.lm_head.bias = torch.nn.Parameter(torch.arange(160.0) / 10, requires_grad=False)
+
+
+def a_bias_of_a_shared_expert(hf, patch):
+    hf.model.layers[0].mlp.shared_expert.down_proj.bias = torch.nn.Parameter(torch.arange(64.0), requires_grad=False)
+
+
+def two_modules_as_head(hf, patch):
+    hf.lm_head = torch.nn.Sequential(hf.lm_head, torch.nn.Tanh())
+
+
+def layers_in_another_order(hf, patch):
+    hf.model.layers = torch.nn.ModuleList(reversed(hf.model.layers))
+
+
+@pytest.mark.parametrize("change", [
+    a_class_patched, a_function_of_the_family, an_attention_of_ones_own, another_epsilon, another_scaling, another_norm,
+    a_bias_of_the_head, a_bias_of_a_shared_expert, two_modules_as_head, layers_in_another_order,
+], ids=lambda change: change.__name__)
+def test_what_somebody_changes_in_the_model_is_felt_by_every_token(checkpoint, monkeypatch, change):
+    engine = ml.load(str(checkpoint("qwen2-moe")), cache="50%")
+    change(engine.hf, monkeypatch)
+    x = torch.tensor([IDS[:12]])
+    theirs = engine.hf.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=12, do_sample=False)
+    assert engine.generate(IDS[:12], max_new_tokens=12).ids == tuple(theirs[0, 12:].tolist())
 
 
 def test_weights_changed_in_place_are_seen(checkpoint):

@@ -55,6 +55,8 @@ class Owner:
         self._latest: Claim | None = None
         self._wishes: dict[str, _Wish] = {}
         self.in_pass = False
+        self.aside = False
+        """Whether the owner's block works on states of its own, so that changes of the live ones wait for its end."""
         renew_in_child(self)
 
     def after_fork(self) -> None:
@@ -197,7 +199,8 @@ class Owner:
         with self._lock:
             self._wishes[knob] = _Wish(make, refused)
             claim = self._claim
-            mine = claim is not None and claim.thread is threading.current_thread() and not self.in_pass
+            here = claim is not None and claim.thread is threading.current_thread()
+            mine = here and not (self.in_pass or self.aside)
             if claim is None or mine or self._left(claim):
                 self._grant(knob)
 

@@ -98,14 +98,16 @@ def fresh_state(core: Core, routing: RoutingPolicy, eviction: EvictionPolicy, sl
               for layer in range(spec.L)]
     own = Telemetry(states, capacity=64)
     with core.owner.held():
-        before = experts.states, experts.held, blocks.telemetry, blocks.settle
+        before, aside = (experts.states, experts.held, blocks.telemetry, blocks.settle), core.owner.aside
         try:
             with uninterrupted():
                 experts.states, experts.held, blocks.telemetry, blocks.settle = states, held, own, False
+                core.owner.aside = True
             yield own
         finally:
             with uninterrupted():
                 experts.states, experts.held, blocks.telemetry, blocks.settle = before
+                core.owner.aside = aside
 
 
 def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, int, bool, np.ndarray | None]:

@@ -202,3 +202,23 @@ def test_a_snapshot_says_what_is_in_force_at_its_token(engine):
         after = engine.telemetry.snapshot()
         assert after.exact != now.exact and after.applied[-1].knob == "routing"
         assert np.array_equal(after.resident, engine.cache.resident)
+
+
+def test_what_is_turned_inside_a_state_of_its_own_waits_for_its_end(engine):
+    with engine.fresh_state(slots=8), engine.fresh_state():
+        engine.routing, engine.eviction = "max-rank", "lfu"
+        engine.cache.resize(2)
+        assert engine.exact and engine.cache.slots == 4
+    states = engine._core.experts.states
+    assert not engine.exact and engine.cache.slots == 2
+    assert {(s.routing, s.eviction, s.C) for s in states} == {(engine.routing, engine.eviction, 2)}
+    assert engine.generate(PROMPT, max_new_tokens=8).finish == "length"
+
+
+def test_what_is_turned_in_a_score_between_two_tokens_acts_at_the_next(engine):
+    for step in engine.stream(PROMPT, max_new_tokens=3):
+        if step.index == 0:
+            with engine.fresh_state():
+                engine.cache.resize(2)
+            assert engine.cache.slots == 4
+    assert engine.cache.slots == 2

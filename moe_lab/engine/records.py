@@ -238,5 +238,5 @@ class Score:
         return self.stats.swapped_share
 
     def __repr__(self) -> str:
-        return (f"perplexity {self.perplexity:.3f} ({self.bits_per_byte:.3f} bits per byte) "
-                f"over {self.tokens:,} tokens\n{self.stats!r}")
+        bits = "" if math.isnan(self.bits_per_byte) else f" ({self.bits_per_byte:.3f} bits per byte)"
+        return (f"perplexity {self.perplexity:.3f}{bits} over {self.tokens:,} tokens\n{self.stats!r}")

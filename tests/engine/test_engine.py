@@ -206,6 +206,10 @@ def test_a_score_leaves_the_live_cache_alone(engine):
     assert not np.array_equal(engine.cache.resident, before) and true_residents(engine)
 
 
+def test_a_score_without_a_tokenizer_says_nothing_of_bytes(engine):
+    assert "bits per byte" not in repr(engine.score([5, 17, 3, 90])) and engine.tokenizer is None
+
+
 def test_a_score_equals_the_loss_of_transformers(checkpoint):
     from checkpoints import eager
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,11 @@ def _tokenised(text: str, tokenizer: Any, what: str) -> list[int]:
 def _typed(ids: Any, what: str) -> list[int]:
     """Ids as somebody gives them: a list, an array or a tensor of whole numbers."""
     kind = f"{what} must be a string or a list of token ids"
-    if isinstance(ids, (bytes, bytearray, Mapping)):
-        raise SettingError(f"{kind}, not {type(ids).__name__}; type "
-                           f"{what}.decode() for the text in bytes, {what}['input_ids'] for what a tokenizer returns")
+    if isinstance(ids, (bytes, bytearray, memoryview, Mapping)):
+        raise SettingError(f"{kind}, not {type(ids).__name__}; type bytes({what}).decode() for the text in bytes, "
+                           f"{what}['input_ids'] for what a tokenizer returns")
+    if isinstance(ids, (set, frozenset)):
+        raise SettingError(f"{kind}, not a {type(ids).__name__}, which has no order")
     try:
         values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
     except TypeError:
@@ -78,8 +80,11 @@ def window_of(window: int | None, context: int) -> int:
 
 def stop_strings(stop: str | Sequence[str] | None, tokenizer: Any) -> tuple[str, ...]:
     """The stop strings as a tuple; an empty one is refused, and one that no tokenizer could find."""
-    given = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    stops = tuple(given) if isinstance(given, Iterable) else (given,)
+    given: Any = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    try:
+        stops = tuple(given)
+    except TypeError:
+        stops = (given,)        # no list: refused below
     if any(not isinstance(s, str) or not s for s in stops):
         raise SettingError(f"stop={stop!r} must be a string or a list of strings, none of them empty")
     if stops and tokenizer is None:

@@ -124,7 +124,8 @@ def test_a_token_that_the_embedding_has_no_row_for_is_named() -> None:
 
 
 @pytest.mark.parametrize("given", [
-    b"def f", bytearray(b"x"), {"input_ids": [1]}, [1.7, 2.2], [1.0], ["5", "6"], [True, False], np.array([True]),
+    b"def f", bytearray(b"x"), memoryview(b"x"), {5, 3}, frozenset([5]),
+    {"input_ids": [1]}, [1.7, 2.2], [1.0], ["5", "6"], [True, False], np.array([True]),
     np.array([1.5]), torch.tensor([1.0]), torch.tensor([[1, 2]]), [None], [[1]], "\ud800",
 ], ids=repr)
 def test_what_is_no_token_id_is_refused_and_not_rounded(given: object) -> None:
@@ -139,7 +140,7 @@ def test_whole_numbers_of_any_kind_are_token_ids(given: object) -> None:
     assert found == [1, 2] and all(type(i) is int for i in found)
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [3], 3])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [3], 3, np.array(3), torch.tensor(3)])
 def test_stop_strings_are_strings_and_not_empty(stop: object) -> None:
     with pytest.raises(SettingError, match="must be a string or a list"):
         stop_strings(stop, object())  # type: ignore[arg-type]

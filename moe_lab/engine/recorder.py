@@ -60,6 +60,10 @@ class Recorder:
         self.log = Log.empty(ROWS, L, K)
         self.written: list[int] = []
         """Ids of the tokens that were generated."""
+        self.exact = True
+        """Whether all passes were exact."""
+        self.settings: list[str] = []
+        """What the passes ran under, in words, a new one wherever it changed; empty before the first."""
         self._rows, self._lock = rows_of(self.log), lock
         self._hash = [hashlib.blake2b(digest_size=16) for _ in range(L)]
         self._hashed = 0
@@ -77,6 +81,12 @@ class Recorder:
             self.log = self.log.larger(max(want, 2 * have))
             self._rows = rows_of(self.log)
         return self._rows
+
+    def under(self, setting: str, exact: bool) -> None:
+        """A pass ran under ``setting``."""
+        self.exact &= exact
+        if not self.settings or setting != self.settings[-1]:
+            self.settings.append(setting)
 
     @property
     def phases(self) -> tuple[Phase, Phase]:

@@ -106,11 +106,11 @@ class Stats:
     prefill: Phase
     decode: Phase
     exact: bool
-    """Original routing in the checkpoint's precision."""
+    """Original routing in the checkpoint's precision, at every token of the run."""
     simulated: bool
     """Whether the disk was slowed down on purpose."""
     setting: str
-    """Routing, eviction, slots and disk in words."""
+    """Routing, eviction, slots and disk in words, as they were in the run; at its end, where they were changed."""
     digest: str
     """Hash of all routes: two runs with one digest routed alike."""
     distinct: float = math.nan

@@ -38,7 +38,8 @@ def words(engine: Engine) -> str:
 def stats_of(engine: Engine, recorder: Recorder) -> Stats:
     """Figures of the run that ``recorder`` kept."""
     prefill, decode = recorder.phases
-    return Stats(prefill, decode, engine.exact, engine.disk is not None, engine.setting, recorder.digest(),
+    exact = recorder.exact if recorder.settings else engine.exact
+    return Stats(prefill, decode, exact, engine.disk is not None, _setting(engine, recorder), recorder.digest(),
                  recorder.distinct)
 
 
@@ -46,7 +47,14 @@ def trace_of(engine: Engine, recorder: Recorder) -> Trace:
     """Routes of the run that ``recorder`` kept."""
     ids, gates, phase = recorder.arrays()
     return Trace(ids=ids, weights=gates, phase=phase, experts=engine.spec.experts, tokens=None,
-                 meta={"model": engine.spec.name, "setting": engine.setting})
+                 meta={"model": engine.spec.name, "setting": _setting(engine, recorder)})
+
+
+def _setting(engine: Engine, recorder: Recorder) -> str:
+    """What a run was under: the last of its settings, and how often it was changed."""
+    ran = recorder.settings or [engine.setting]
+    changes = len(ran) - 1
+    return ran[-1] + (f" (changed {changes} time{'s' if changes > 1 else ''} on the way)" if changes else "")
 
 
 def _kernels(engine: Engine) -> str:

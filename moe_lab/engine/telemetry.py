@@ -150,6 +150,8 @@ class Telemetry:
             recorder.tokens += now.T
         finally:
             self._lock.end()
+        if self.facts.state:                # a score's own states are under what is told of the engine
+            recorder.under(self.facts.state, self.facts.exact)
         return Counts._make(counts)
 
     def settled(self) -> None:

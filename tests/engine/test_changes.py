@@ -222,3 +222,23 @@ def test_what_is_turned_in_a_score_between_two_tokens_acts_at_the_next(engine):
                 engine.cache.resize(2)
             assert engine.cache.slots == 4
     assert engine.cache.slots == 2
+
+
+def test_figures_of_a_run_bear_the_setting_that_it_ran_under(engine):
+    engine.routing = "max-rank"
+    engine.generate(PROMPT, max_new_tokens=8)
+    ran = engine.setting
+    engine.routing = "original"
+    engine.cache.resize(6)
+    assert not engine.stats.exact and engine.stats.setting == engine.trace.meta["setting"] == ran
+    assert engine.exact and engine.generate(PROMPT, max_new_tokens=8).stats.exact
+    assert engine.score(PROMPT).stats.setting == engine.stats.setting == engine.setting
+
+
+def test_a_run_that_was_lossy_for_some_tokens_is_not_exact(engine):
+    engine.routing = "max-rank"
+    for step in engine.stream(PROMPT, max_new_tokens=8):
+        if step.index == 5:
+            engine.routing = "original"
+    assert engine.exact and not engine.stats.exact
+    assert engine.stats.setting == f"{engine.setting} (changed 1 time on the way)"

@@ -118,6 +118,9 @@ def skeleton(config: PreTrainedConfig, name: str) -> Any:
 
 
 _LOADING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A fork waits for a load to end: what transformers changes for its length would stay changed in the child.
+    os.register_at_fork(before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release)
 
 
 @contextlib.contextmanager

@@ -51,3 +51,34 @@ def test_a_child_forked_at_rest_or_while_another_thread_generates_writes_the_sam
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, timeout=240,
                           cwd=Path(__file__).parents[2])
     assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+LOADING = """
+import multiprocessing, sys, threading
+import moe_lab as ml
+from moe_lab.models.find import loading
+
+folder, inside, go_on = sys.argv[1], threading.Event(), threading.Event()
+
+def load_slowly():
+    with loading():
+        inside.set()
+        go_on.wait(60)
+
+thread = threading.Thread(target=load_slowly)
+thread.start()
+inside.wait()
+threading.Timer(0.5, go_on.set).start()
+child = multiprocessing.get_context("fork").Process(target=lambda: ml.load(folder, cache=6).close())
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="the system cannot fork safely")
+def test_a_child_forked_while_another_thread_loads_a_model_can_load_one(checkpoint):
+    done = subprocess.run([sys.executable, "-c", LOADING, str(checkpoint("olmoe"))], capture_output=True, text=True,
+                          timeout=240, cwd=Path(__file__).parents[2])
+    assert done.stdout.split() == ["0"], done.stderr

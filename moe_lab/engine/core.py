@@ -22,6 +22,7 @@ from moe_lab.engine.telemetry import Facts, Telemetry
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EvictionPolicy
 from moe_lab.forks import renew_in_child
+from moe_lab.interrupts import uninterrupted
 from moe_lab.kernels.formats import Format
 from moe_lab.models import RouterRule
 from moe_lab.routing import RoutingPolicy
@@ -93,9 +94,10 @@ class Core:
 
         def made() -> None:
             self.check_open()
-            old = before()
-            if make() is not False:
-                self.note(knob, value, old, by)
+            with uninterrupted():       # else what is in force and what is told of it could part for good
+                old = before()
+                if make() is not False:
+                    self.note(knob, value, old, by)
 
         def refused(error: Exception) -> None:
             self.log.add(knob, value, before(), self.telemetry.token, by, str(error))

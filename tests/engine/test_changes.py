@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import moe_lab as ml
+from moe_lab.cache import ExpertCache
 from moe_lab.cache.slots import LayerSlots
 from moe_lab.engine.applied import acting
 from moe_lab.errors import BudgetError, PolicyError
@@ -81,6 +82,29 @@ def test_ctrl_c_in_the_middle_of_a_resize_acts_when_every_layer_is_through(engin
     assert engine.cache.slots == 7 and len(moved) == 3
     assert {layer.arena.shape[0] for layer in engine._core.experts.layers} == {7}
     assert engine.generate(PROMPT, max_new_tokens=8).finish == "length"
+
+
+@pytest.mark.parametrize(("knob", "change"), [
+    ("routing", lambda engine: setattr(engine, "routing", "cache-prior")),
+    ("eviction", lambda engine: setattr(engine, "eviction", "lfu")),
+    ("cache", lambda engine: engine.cache.resize(7)),
+])
+def test_ctrl_c_in_the_moment_of_a_change_leaves_engine_log_and_header_of_one_mind(engine, monkeypatch, knob, change):
+    def interrupted(self, states):
+        adopt(self, states)
+        signal.raise_signal(signal.SIGINT)
+
+    adopt = ExpertCache._adopt
+    monkeypatch.setattr(ExpertCache, "_adopt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        change(engine)
+    monkeypatch.undo()
+    states, facts = engine._core.experts.states, engine.telemetry.facts
+    assert {state.routing for state in states} == {engine.routing}
+    assert {state.eviction for state in states} == {engine.eviction}
+    assert {state.C for state in states} == {engine.cache.slots} == {facts.slots}
+    assert facts.state == engine.setting and facts.exact == engine.exact == (knob != "routing")
+    assert engine.applied[-1].knob == knob
 
 
 @pytest.mark.parametrize("knob", ["routing", "eviction"])

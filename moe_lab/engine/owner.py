@@ -223,8 +223,11 @@ class Owner:
                     met = error
                 else:
                     wish.refused(error)
-        if met is not None:
-            raise met
+        try:
+            if met is not None:
+                raise met
+        finally:
+            del met                 # its traceback holds this frame, and that would hold it: nobody would be freed
 
 
 def _refusal(claim: Claim) -> str:

@@ -64,6 +64,7 @@ class ExpertStore:
     def close(self) -> None:
         """Close the files; reading afterwards raises ``ReadError``."""
         self.files.close()
+        self._scratch = threading.local()
 
     def _scratch_bytes(self) -> np.ndarray:
         """(expert_bytes,) uint8 of this thread."""

@@ -56,6 +56,25 @@ def test_an_engine_that_nobody_holds_is_gone_without_garbage_collection(checkpoi
     assert [ref() for ref in refs] == [None] * 4
 
 
+def test_a_change_that_was_refused_keeps_no_engine_alive(checkpoint, uncollected, monkeypatch):
+    engine = ml.load(str(checkpoint("olmoe")), cache=4)
+    engine._ahead.join()
+    monkeypatch.setattr("moe_lab.cache.slots.mmap.mmap", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as met:
+        engine.cache.resize(8)
+    monkeypatch.undo()
+    core = weakref.ref(engine._core)
+    del engine, met
+    assert core() is None
+
+
+def test_close_gives_back_the_room_in_which_experts_are_quantised(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe")), cache="100%", weights="q8")
+    room = weakref.ref(engine._core.experts.readers.store._scratch_bytes())
+    engine.close()
+    assert room() is None
+
+
 def test_twenty_loads_in_a_row_leave_memory_flat(checkpoint, uncollected):
     folder, seen = str(checkpoint("olmoe", **LARGE)), []
     for _ in range(20):

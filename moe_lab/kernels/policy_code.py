@@ -11,7 +11,6 @@ import dis
 import enum
 import functools
 import secrets
-import sys
 import types
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
 from moe_lab.digests import Stretch, digest, digests
+from moe_lab.libraries import of_python
 from moe_lab.parameters import Schedule
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ FUNCTIONS = ("rank", "keep", "touch", "left", "token")
 PLAIN = ("name", "state_size", "columns", "needs")
 """What else it says of itself."""
 _KINDS = frozenset({"moe_lab.policy", "moe_lab.routing.base", "moe_lab.eviction.base"})
-_BY_NAME = frozenset({"numpy", "numba", *sys.stdlib_module_names})
-"""Packages whose functions and classes are told by name."""
+_BY_NAME = frozenset({"numpy", "numba"})
+"""Packages whose functions and classes are told by name, beside Python's own."""
 
 
 class Code(NamedTuple):
@@ -143,7 +143,7 @@ class _Look:
             return self._compiled(name, value)
         if isinstance(value, types.ModuleType):         # what is read in it has a line of its own
             return value.__name__
-        if _root(value) in _BY_NAME and hasattr(value, "__qualname__"):
+        if hasattr(value, "__qualname__") and (_root(value) in _BY_NAME or of_python(_root(value))):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, np.dtype | np.ufunc | numba.types.Type):
             return str(value)

@@ -24,10 +24,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_lab.digests import Stretch, digest, digests
 from moe_lab.kernels.formats.matrix import TYPES
+from moe_lab.libraries import of_python
 
 _OURS = frozenset({"torch", "transformers", "moe_lab"})
 """Packages whose modules are told by name; their versions and sources are the business of whoever keeps results."""
-_LIBRARIES = _OURS | {"numpy"} | sys.stdlib_module_names
+_BESIDE = frozenset({"numpy", "typing_extensions"})
+"""Packages that those three call."""
 _CAPTURE = "transformers.utils.output_capturing"
 """Its hooks read what a layer gives and change nothing."""
 _KEPT_BY_TORCH = frozenset(vars(nn.Module())) - {"training"}
@@ -104,7 +106,7 @@ class _Description:
 
     def _class(self, base: type) -> None:
         """Look for functions that were put into a class, or into the file that it stands in, from outside."""
-        if base in self._seen or base is object:
+        if base in self._seen or _root(base.__module__) not in _OURS:
             return
         self._seen.add(base)
         self.functions(base.__name__, base)
@@ -113,7 +115,8 @@ class _Description:
 
     def surroundings(self) -> None:
         """What stands around every module."""
-        self.functions("torch.nn.functional", nn.functional)
+        for name, place in (("torch.nn.functional", nn.functional), ("torch", torch), ("torch.Tensor", torch.Tensor)):
+            self.functions(name, place)
         for mode in _get_current_function_mode_stack():
             if _foreign(mode):
                 self.strange.append(f"torch's functions run under the mode {_full_name(mode)}")
@@ -204,12 +207,18 @@ def _root(module: Any) -> str:
     return str(module or "").partition(".")[0]
 
 
+def _library(module: Any) -> bool:
+    """Whether a module's code is known by its name: that of the libraries, and Python's own."""
+    root = _root(module)
+    return root in _OURS or root in _BESIDE or of_python(root)
+
+
 def _runs(thing: Any) -> bool:
     """Whether what stands in a class or a file is a function, or an object that can be called or makes a method. What
     Python itself puts there (slots, types, unions) is none."""
     if isinstance(thing, types.FunctionType | types.BuiltinFunctionType):
         return True
-    made = _root(type(thing).__module__) not in ("builtins", "types", "typing")
+    made = _root(type(thing).__module__) not in ("builtins", "types", "typing", "typing_extensions")
     return made and not isinstance(thing, type) and (callable(thing) or hasattr(type(thing), "__get__"))
 
 
@@ -232,9 +241,13 @@ def _foreign(function: Any) -> bool:
         function = getattr(function, "__func__", function)
         around = getattr(function, "__globals__", None)
         if around is not None:
-            known = _root(around.get("__name__")) in _LIBRARIES
+            known = _library(around.get("__name__"))
         elif isinstance(function, type | types.BuiltinFunctionType):
-            known = _root(function.__module__ or "builtins") in _LIBRARIES
+            known = _library(function.__module__ or "builtins")
+        elif isinstance(function, types.MethodDescriptorType | types.WrapperDescriptorType):
+            known = _library(function.__objclass__.__module__)
+        elif isinstance(function, functools._lru_cache_wrapper):
+            known = True                    # by what it keeps the results of
         else:           # an object that is called
             known = _root(type(function).__module__) in _OURS
         if not known:

@@ -111,6 +111,11 @@ def test_an_attribute_that_is_called_like_a_global_reads_no_global(monkeypatch):
     assert made() == before and not before.strange
 
 
+def test_a_class_of_a_file_named_as_one_of_python_is_not_told_by_its_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "statistics", types.ModuleType("statistics"))
+    assert code_of(enclosing(type("Mean", (), {"__module__": "statistics"}))).strange
+
+
 @pytest.mark.parametrize("thing", [object(), type("Own", (), {}), functools.partial(helper, object()), [object()],
                                    np.array([object()])], ids=lambda thing: type(thing).__name__)
 def test_what_no_digest_can_stand_for_is_told_and_never_found_again(thing):

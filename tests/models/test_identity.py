@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import unittest.mock
 
@@ -162,6 +163,20 @@ def a_patched_function_of_torch(hf, patch):
     patch.setattr(nn.functional, "silu", lambda x: x)
 
 
+def a_patched_function_beside_it(hf, patch):
+    patch.setattr(torch, "rsqrt", lambda x: x)
+
+
+def a_patched_method_of_tensors(hf, patch):
+    patch.setattr(torch.Tensor, "pow", lambda x, exponent: x)
+
+
+def a_function_of_a_file_named_as_one_of_python(hf, patch):
+    exec("def silu(x):\n    return x\n", module := vars(types.ModuleType("statistics")))
+    patch.setitem(sys.modules, "statistics", types.ModuleType("statistics"))
+    patch.setattr(nn.functional, "silu", module["silu"])
+
+
 def an_attention_of_ones_own(hf, patch):
     patch.setitem(olmoe.ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", lambda *args, **kwargs: None)
 
@@ -215,8 +230,10 @@ def an_object(hf, patch):
 
 STRANGE = [a_hook, a_hook_before, a_hook_in_a_partial, a_hook_of_all_modules, a_replaced_forward, a_replaced_method,
            a_class_of_ones_own, a_patched_class, a_patched_class_behind_a_decorator, a_patched_function,
-           a_patched_function_of_torch, an_attention_of_ones_own, an_object_in_place_of_a_function, a_mock,
-           a_partial_in_place_of_a_function, a_descriptor_in_place_of_a_method, a_partial_method, a_mode, an_object]
+           a_patched_function_of_torch, a_patched_function_beside_it, a_patched_method_of_tensors,
+           a_function_of_a_file_named_as_one_of_python, an_attention_of_ones_own, an_object_in_place_of_a_function,
+           a_mock, a_partial_in_place_of_a_function, a_descriptor_in_place_of_a_method, a_partial_method, a_mode,
+           an_object]
 
 
 @pytest.mark.parametrize("change", STRANGE, ids=lambda change: change.__name__)

@@ -63,7 +63,7 @@ def _by_torch(format: Format, x: np.ndarray, slot: np.ndarray, places: np.ndarra
     gate, up, down = (torch.from_numpy(w) for w in format.decode(slot, x.shape[1], F))
     rows = torch.from_numpy(x[places // (len(out) // len(x))])
     hidden = ACTIVATIONS[activation](linear(rows, gate)) * linear(rows, up)
-    out[places] = linear(hidden, down).numpy() * gates[places, None]
+    out[places] = linear(hidden, down).float().numpy() * gates[places, None]
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -19,7 +19,7 @@ from moe_lab.cache import ExpertCache
 from moe_lab.cache.held import Traffic
 from moe_lab.engine.grouped import sum_of_experts
 from moe_lab.engine.telemetry import Telemetry
-from moe_lab.errors import UnsupportedModelError
+from moe_lab.errors import SettingError, UnsupportedModelError
 from moe_lab.kernels.activation import activation_number
 from moe_lab.kernels.formats import Format
 from moe_lab.kernels.job import Job
@@ -53,8 +53,12 @@ class MoEBlocks:
         self.cache, self.format, self.rules, self.telemetry = cache, format, rules, telemetry
         self.D, self.F, self.activation = hidden, expert_hidden, activation
         self.settle = True
+        self.under_way = False
+        """Whether the whole model is being called: a part of it alone has no place in the record."""
         self.real: np.ndarray | None = None
         """(T,) bool of the present pass: which of its rows are text, where the others are padding; None: all."""
+        self._routed = -1
+        """The layer that has chosen its experts and not computed them yet."""
         self.touched = 0
         """Experts whose weights the present pass has read."""
         self._ones: list[OneToken] = []
@@ -68,6 +72,7 @@ class MoEBlocks:
 
         Padding is routed by the logits alone: it steers nothing and is not counted.
         """
+        self._check_whole()
         began = perf_counter()
         assert self.rules is not None            # else the model's own router chose, see compute
         rule, z = self.rules[layer], logits.detach().float().contiguous()
@@ -81,7 +86,13 @@ class MoEBlocks:
             chosen[self.real], raw[self.real] = walked.ids, walked.gates
         gates = rule.finish(raw, chosen)
         self.telemetry.routed(layer, perf_counter() - began)
+        self._routed = layer
         return _tensors(chosen, gates)
+
+    def _check_whole(self) -> None:
+        if not self.under_way:
+            raise SettingError("a part of a streamed model cannot be called alone; call engine.hf(...), or "
+                               "engine.hf.model(...) for its hidden states")
 
     def _text(self, rows: np.ndarray) -> np.ndarray:
         """Those of (T, ...) that are no padding."""
@@ -93,7 +104,9 @@ class MoEBlocks:
 
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
-        plain = self.rules is not None or self._observe(layer, ids.numpy(), weights.float().numpy())
+        self._check_whole()
+        routed, self._routed = self._routed == layer, -1
+        plain = routed or self._observe(layer, ids.numpy(), weights.float().numpy())
         if plain and x.shape[0] == 1 and self.settle and self.real is None:
             return self._one_row(layer, x, ids, weights)
         began, traffic = perf_counter(), Traffic()
@@ -143,12 +156,15 @@ class MoEBlocks:
         return self._token(layer, walked, one.route.slots, missing, one.experts, perf_counter() - began)
 
     def _observe(self, layer: int, ids: np.ndarray, weights: np.ndarray) -> bool:
-        """Where routing policies are off: let the residency follow the choice (T, K) of the model's own router.
+        """Where no policy has routed: let the residency follow the choice (T, K) of the model's own router.
 
         Returns whether each token has K experts, none of them twice. Raises ``UnsupportedModelError`` for an expert
-        that there is not.
+        that there is not, ``SettingError`` where a policy should have routed.
         """
         began, state = perf_counter(), self.cache.states[layer]
+        if state.routing.lossy:
+            raise SettingError(f"{state.routing!r} cannot route MoE layer {layer}, whose router was replaced; put the "
+                               "router back that was loaded, or set engine.routing = 'original'")
         if ids.size and not (ids.min() >= 0 and ids.max() < state.E):
             raise UnsupportedModelError(f"the router of MoE layer {layer} chose expert {ids.min()} or {ids.max()}, and "
                                         f"the layer has {state.E}: this model cannot be streamed")

@@ -70,7 +70,7 @@ def one_pass(core: Core, rows: int, length: int, cached: bool, real: np.ndarray 
             owner.between_tokens()
             core.settle()
             core.notice_disk()
-        owner.in_pass = True
+        owner.in_pass = blocks.under_way = True
         telemetry.begin(tokens, DECODE if cached and length == 1 else PREFILL)
         blocks.touched, blocks.real = 0, real
         core.cut_off |= live
@@ -80,7 +80,8 @@ def one_pass(core: Core, rows: int, length: int, cached: bool, real: np.ndarray 
         core.cut_off &= not live
         done = True
     finally:
-        owner.in_pass, blocks.real = False, None
+        owner.in_pass = blocks.under_way = False
+        blocks.real = None
         if not done and live:
             core.settle()
         owner.drop(claim)

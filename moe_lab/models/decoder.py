@@ -21,6 +21,7 @@ from moe_lab.kernels.dense import GatedFFN, Weights
 from moe_lab.models.find import Block, activation_of
 from moe_lab.models.identity import replaced_code
 from moe_lab.models.quantised import QuantisedLinear, matrix_of
+from moe_lab.models.streaming import RouterHook
 
 FAMILIES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "mixtral"})
 """transformers' model types whose layers are what the kernels compute."""
@@ -116,7 +117,7 @@ def _unknown(hf: Any, blocks: list[Block]) -> str:
         return f"its rotary embedding ({rotary}) changes with the length of the text"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a hook of all modules has to see every token"
-    if reason := replaced_code(hf) or _exchanged(hf):
+    if reason := replaced_code(hf) or _exchanged(hf, blocks):
         return reason
     for name, module in hf.named_modules():
         if reason := _altered(module) or _unlike(module, config):
@@ -133,6 +134,8 @@ def _altered(module: nn.Module) -> str:
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     if any(getattr(hook, "__module__", "") not in _OWN_HOOKS for hook in hooks):
         return "has a hook, which has to see every token"
+    if any(isinstance(hook, RouterHook) and hook.changed(module) for hook in hooks):
+        return "chooses otherwise than when it was loaded"
     if "forward" in vars(module):
         return "has a forward of its own"
     if type(module).__module__.split(".")[0] not in _LIBRARIES:
@@ -149,9 +152,11 @@ def _unlike(module: Any, config: Any) -> str:
     return ""
 
 
-def _exchanged(hf: Any) -> str:
+def _exchanged(hf: Any, blocks: list[Block]) -> str:
     """What stands in the place of a part that the kernels know, in words; empty where nothing."""
-    layers = hf.model.layers
+    layers, routers = hf.model.layers, [hf.get_submodule(str(block.router)) for block in blocks]
+    if any(not any(isinstance(hook, RouterHook) for hook in router._forward_hooks.values()) for router in routers):
+        return "a router stands in the place of the one that was loaded"
     if any(layer.self_attn.layer_idx != number for number, layer in enumerate(layers)):
         return "its layers stand in another order than they were loaded in"
     norms = [hf.model.norm, *(norm for one in layers for norm in (one.input_layernorm, one.post_attention_layernorm))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
@@ -71,11 +72,13 @@ class Socket:
     """The one place where a model and its blocks look for their handlers. It is the model's, so a handler must not
     hold the model: they would keep each other in memory."""
 
-    __slots__ = ("handler", "watch")
+    __slots__ = ("handler", "inside", "watch")
 
     def __init__(self) -> None:
         self.handler: BlockHandler = Unconnected()
         self.watch: PassHandler = Unwatched()
+        self.inside = 0
+        """The thread whose call of the whole model is about to call the part without a head."""
 
 
 class StreamedExperts(nn.Module):
@@ -95,14 +98,37 @@ class StreamedExperts(nn.Module):
         return f"MoE layer {self.layer}, streamed"
 
 
-def router_hook(socket: Socket, layer: int) -> Callable[..., Any]:
+class RouterHook:
     """A forward hook that puts the handler's choice in the place of the router's."""
 
-    def hook(router: nn.Module, args: Any, out: Any) -> Any:
-        chosen = socket.handler.route(layer, out[0])
+    def __init__(self, socket: Socket, layer: int, router: nn.Module) -> None:
+        self._socket, self._layer = socket, layer
+        self._tried = _settings(router)
+
+    def __call__(self, router: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after each pass of the router."""
+        if odd := self.changed(router):
+            raise SettingError(
+                f"the router of MoE layer {self._layer} was changed after the model was loaded ({odd}), and MoE Lab "
+                "routes by the rule that it had then; change its weights, give it a forward hook, or change "
+                "config.json and load again")
+        chosen = self._socket.handler.route(self._layer, out[0])
         return out if chosen is None else (out[0], chosen[1], chosen[0])
 
-    return hook
+    def __deepcopy__(self, memo: object) -> RouterHook:
+        """A copy of a router asks the same handler."""
+        return self
+
+    def changed(self, router: nn.Module) -> str:
+        """What ``router`` computes by that is not as it was when its rule was tried; empty where nothing."""
+        now, then = _settings(router), self._tried
+        return "" if now == then else ", ".join(sorted(key for key in now | then if now.get(key) != then.get(key)))
+
+
+def _settings(router: nn.Module) -> dict[str, Any]:
+    """What a router computes by, beside its weights."""
+    own = {key: value for key, value in vars(router).items() if isinstance(value, bool | int | float | str)}
+    return {**own, "class": type(router), "forward": vars(router).get("forward", type(router).forward)}
 
 
 def streaming_class(base: type[Any], blocks: list[Block]) -> type[Any]:
@@ -120,11 +146,18 @@ def _streaming_class(base: type[Any], blocks: tuple[Block, ...]) -> type[Any]:
             parent, _, attribute = block.experts.rpartition(".")
             setattr(self.get_submodule(parent), attribute, StreamedExperts(socket, layer))
         self.moe_lab_socket = socket
+        if (body := self.base_model) is not self:
+            body.moe_lab_socket, body.__class__ = socket, _watched(type(body))  # type: ignore[arg-type]
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.moe_lab_socket.watch.forward(args, kwargs):
-            return base.forward(self, *args, **kwargs)
+        socket = self.moe_lab_socket
+        with socket.watch.forward(args, kwargs):
+            socket.inside = threading.get_ident()
+            try:
+                return base.forward(self, *args, **kwargs)
+            finally:
+                socket.inside = 0
 
     @functools.wraps(base.generate)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,11 +172,27 @@ def _streaming_class(base: type[Any], blocks: tuple[Block, ...]) -> type[Any]:
     })
 
 
+@functools.cache
+def _watched(base: type[Any]) -> type[Any]:
+    """The class of the model without its head: a call of it, too, is a pass, unless the whole model makes it."""
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        socket = self.moe_lab_socket
+        if socket.inside == threading.get_ident():
+            socket.inside = 0               # a hook that calls it once more makes a pass of its own
+            return base.forward(self, *args, **kwargs)
+        with socket.watch.forward(args, kwargs):
+            return base.forward(self, *args, **kwargs)
+
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__})
+
+
 def hook_routers(model: Any, blocks: list[Block]) -> None:
     """Let the handler choose in every block whose router was found."""
     for layer, block in enumerate(blocks):
         if block.router is not None:
-            model.get_submodule(block.router).register_forward_hook(router_hook(model.moe_lab_socket, layer))
+            router = model.get_submodule(block.router)
+            router.register_forward_hook(RouterHook(model.moe_lab_socket, layer, router))
 
 
 def _refuse(what: str, instead: str) -> Callable[..., Any]:

@@ -193,6 +193,7 @@ HEAD = "# route_trace v1\n# n_expert=8\nturn,phase,step,layer,slot,expert,token\
     (HEAD + "0,1,0,0,0,8,5\n", "line 4: expert 8 is out of range, ids go from 0 to 7"),
     (HEAD + "0,1,0,0,0,1,5\n0,1,0,0,1,2,6\n", "line 5: expected token 5, as before for turn 0, step 0, found 6"),
     (HEAD + "0,1,0,0,0,1,x\n", "line 4: expected whole numbers"),
+    (HEAD + "0,1,0,0,0,1_0,5\n", "line 4: expected whole numbers"),
     (HEAD + "\n", "line 3: expected rows of turn"),
     (f"{route_csv._META}{{\n" + HEAD, "line 1: expected JSON after '# meta'")])
 def test_a_malformed_csv_is_refused_with_its_line(text: str, said: str, tmp_path: Path) -> None:

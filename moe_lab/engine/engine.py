@@ -32,10 +32,12 @@ from moe_lab.engine.text import stop_strings, to_ids, window_of
 from moe_lab.engine.warm import Ahead, for_tokens
 from moe_lab.errors import SettingError
 from moe_lab.eviction import EVICTION, EvictionPolicy
+from moe_lab.kernels.formats import Format
 from moe_lab.models import StreamedModel, empty_weights
 from moe_lab.models.decoder import Decoder, read_decoder
 from moe_lab.policy import check_layers, resolve
 from moe_lab.routing import ROUTING, RoutingPolicy
+from moe_lab.spec import ModelSpec
 from moe_lab.store import Disk
 from moe_lab.trace import Trace
 from moe_lab.units import whole_number
@@ -53,13 +55,34 @@ class Engine:
     def __init__(self, model: StreamedModel, core: Core, ahead: Ahead) -> None:
         self.hf: Any = model.hf
         self.tokenizer: Any = model.tokenizer
-        self.spec, self.format, self.dense, self.seed = core.spec, core.format, core.dense, core.seed
-        self.telemetry = core.telemetry
+        self.seed = core.seed
         self._core = core
         self.new_past, self._places = model.new_past, model.blocks
         model.connect(core.blocks, passes.Watch(core))
         self._ahead = ahead
         ahead.add(for_tokens(self))
+
+    # --- what it is -----------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Layers, experts and sizes of the model."""
+        return self._core.spec
+
+    @property
+    def format(self) -> Format:
+        """How an expert lies in a slot."""
+        return self._core.format
+
+    @property
+    def dense(self) -> str:
+        """The format of the dense part."""
+        return self._core.dense
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What is counted, token by token: ``telemetry.snapshot()``."""
+        return self._core.telemetry
 
     # --- knobs ----------------------------------------------------------------------------------------
 
@@ -276,6 +299,9 @@ class Engine:
 
     def explain(self, step: Step | None = None) -> list[str]:
         """Sentences on what happened at ``step`` (by default the last token): swaps, reads, evictions."""
+        if not isinstance(step, Step | None):
+            raise SettingError(f"explain({step!r}): type engine.explain(step) with a step of engine.stream(...), or "
+                               "engine.explain() for the last token")
         t = self.telemetry
         if not t.token:
             return ["nothing has been generated yet"]

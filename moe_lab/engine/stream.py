@@ -13,6 +13,7 @@ from moe_lab.engine.recorder import times_of
 from moe_lab.engine.records import Step
 from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.text import TextStream
+from moe_lab.errors import SettingError
 from moe_lab.kernels.record import Counts
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class _Model:
         if self._lean is not None:
             with self._engine.one_pass(rows=1, length=1, cached=True):
                 return self._lean(ids[0])
+        if ids[-1] >= (rows := self._engine.vocabulary):        # drawn by a head that has more of them
+            raise SettingError(f"token {ids[-1]} has no row in the embedding, which has {rows}")
         begins = self._past.get_seq_length() == 0
         with torch.inference_mode():
             logits = self._engine.hf(

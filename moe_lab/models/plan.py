@@ -88,6 +88,10 @@ def _parts(block: Block, leaf: str, naming: Naming, tensors: dict[str, TensorEnt
     if not found:
         raise CheckpointError(f"{name!r} lacks the experts of layer {block.layer}: nothing in its files becomes "
                               f"{block.experts}.{leaf}; the checkpoint is incomplete")
+    if len(found) > (1 if None in found else count):
+        each = ", ".join(repr(keys[0]) for keys in found.values())
+        raise CheckpointError(f"{name!r} holds the experts of layer {block.layer} more than once, in tensors like "
+                              f"{each}; take those away that do not belong to it")
     if None in found:
         return _fused(tensors[found[None][0]], block.E, count, shape, name)
     converter = naming.converters[next(iter(found))]  # type: ignore[index]
@@ -95,8 +99,9 @@ def _parts(block: Block, leaf: str, naming: Naming, tensors: dict[str, TensorEnt
     columns = [found.get(pattern, []) for pattern in converter.source_patterns]
     for pattern, keys in zip(converter.source_patterns, columns, strict=True):
         if len(keys) != block.E:
+            wrong = "the checkpoint is incomplete" if len(keys) < block.E else "they do not belong together"
             raise CheckpointError(f"{name!r} has {len(keys)} tensors like {pattern!r} in layer {block.layer}, and its "
-                                  f"configuration says {block.E} experts; the checkpoint is incomplete")
+                                  f"configuration says {block.E} experts; {wrong}")
     for key in (key for keys in columns for key in keys):
         _check_shape(tensors[key], shape, name)
     return [tuple((tensors[keys[e]], 0) for keys in columns) for e in range(block.E)]

@@ -112,9 +112,9 @@ def _take_row(row: list[str], rows: _Rows, where: str) -> None:
         raise TraceError(f"{where}: expected {len(rows.names)} columns ({', '.join(rows.names)}), found {len(row)}")
     value = dict(zip(rows.names, row, strict=True))
     try:
-        turn, phase, step, layer, slot, expert = (int(value[name]) for name in COLUMNS)
-        weight = float(value.get("weight", 0.0))
-        token = int(value["token"]) if "token" in value else None
+        turn, phase, step, layer, slot, expert = (_whole(value[name]) for name in COLUMNS)
+        weight = float(value.get("weight", "0").replace("_", "?"))
+        token = _whole(value["token"]) if "token" in value else None
     except ValueError as error:
         raise TraceError(f"{where}: expected whole numbers for {', '.join(COLUMNS)} and a number for weight: "
                          f"{error}") from None
@@ -135,6 +135,11 @@ def _take_row(row: list[str], rows: _Rows, where: str) -> None:
                          f"found {token}")
     taken[slot] = (expert, weight)
     rows.count += 1
+
+
+def _whole(cell: str) -> int:
+    """The number in a cell. Python takes ``1_0`` for 10, and nobody else does."""
+    return int(cell.replace("_", "?"))
 
 
 def _gather(rows: _Rows, where: str) -> dict[str, Any]:

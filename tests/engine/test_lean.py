@@ -292,6 +292,15 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_before_memory_is_read
         lean(3)
 
 
+def test_a_head_with_more_rows_than_the_embedding_ends_the_text_with_a_clear_error(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe")), cache=3)
+    engine.hf.lm_head = torch.nn.Linear(64, 200)
+    with torch.no_grad():
+        engine.hf.lm_head.bias[190] = 1e6
+    with pytest.raises(SettingError, match="token 190 has no row in the embedding, which has 160"):
+        engine.generate(IDS[:4], max_new_tokens=4)
+
+
 def test_an_interrupt_in_the_middle_of_a_token_leaves_the_engine_usable(checkpoint, monkeypatch):
     engine = ml.load(str(checkpoint("olmoe")), cache=3)
     plain = engine.generate(IDS[:12], max_new_tokens=12).ids

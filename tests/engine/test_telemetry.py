@@ -183,6 +183,12 @@ def test_an_interrupt_while_a_token_is_entered_does_not_hold_readers_up(engine, 
     assert engine.telemetry.snapshot().token == token and not engine.busy
 
 
+def test_only_a_step_is_explained(engine):
+    engine.generate([5, 17, 3], max_new_tokens=2)
+    with pytest.raises(SettingError, match="with a step of"):
+        engine.explain(5)
+
+
 def test_swaps_are_explained_with_both_experts_and_what_was_saved(engine):
     for step in engine.stream(PROMPT, max_new_tokens=40, stop_at_end=False):
         lines = engine.explain(step)

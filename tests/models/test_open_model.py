@@ -267,6 +267,19 @@ def test_missing_experts_are_named_by_their_layer(checkpoint, tmp_path):
         open_model(folder)
 
 
+def test_experts_that_are_there_twice_are_refused(checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "twice")
+    tensors = load_file(folder / "model.safetensors")
+    layer = "model.layers.1.mlp.experts"
+    down = torch.stack([tensors[f"{layer}.{e}.down_proj.weight"] for e in range(8)])
+    save_file({**tensors, f"{layer}.down_proj": down}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="holds the experts of layer 1 more than once"):
+        open_model(folder)
+
+
 def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_model(tmp_path)

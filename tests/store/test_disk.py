@@ -11,47 +11,60 @@ from moe_lab.errors import SettingError
 from moe_lab.store import Disk
 
 
-def paced(disk: Disk, size: int) -> float:
-    began = time.perf_counter()
-    disk.pace(size, began)
-    return time.perf_counter() - began
+class Clock:
+    """Time that passes only in a sleep, and each ends late."""
+
+    def __init__(self) -> None:
+        self.now, self.late = 100.0, 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds + self.late
 
 
-def test_a_load_takes_latency_and_bytes_over_bandwidth():
-    assert 0.05 <= paced(Disk("1 MB/s", latency="10 ms"), 40_000) < 0.2
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("moe_lab.store.disk.time", clock)
+    return clock
 
 
-def test_the_mean_rate_is_right_although_every_sleep_ends_late():
-    disk, began = Disk(1e8), time.perf_counter()
+def paced(disk: Disk, size: int, clock: Clock, began: float | None = None) -> float:
+    """Seconds until a load is through, by default one that begins now."""
+    before = clock.now
+    disk.pace(size, before if began is None else began)
+    return clock.now - before
+
+
+def test_a_load_takes_latency_and_bytes_over_bandwidth(clock):
+    assert paced(Disk("1 MB/s", latency="10 ms"), 40_000, clock) == pytest.approx(0.05)
+
+
+def test_the_mean_rate_is_right_although_every_sleep_ends_late(clock):
+    disk, began, clock.late = Disk(1e8), clock.now, 1e-4
     for _ in range(100):
-        disk.pace(50_000, time.perf_counter())
-    elapsed = time.perf_counter() - began
-    assert 0.049 < elapsed < 0.075, "100 loads of 0.5 ms; a sleep of 0.5 ms alone ends some 0.1 ms late"
+        paced(disk, 50_000, clock)
+    assert clock.now - began == pytest.approx(0.05, abs=3e-4), "100 loads of 0.5 ms"
 
 
-def test_loads_at_the_same_time_share_the_disk():
-    disk, began = Disk("1 MB/s"), time.perf_counter()
-    threads = [threading.Thread(target=disk.pace, args=(30_000, began)) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert time.perf_counter() - began >= 0.09
+def test_loads_at_the_same_time_share_the_disk(clock):
+    disk, began = Disk("1 MB/s"), clock.now
+    ends = [paced(disk, 30_000, clock, began) and clock.now - began for _ in range(3)]
+    assert ends == pytest.approx([0.03, 0.06, 0.09])
 
 
-def test_time_spent_idle_is_not_saved_up():
+def test_time_spent_idle_is_not_saved_up(clock):
     disk = Disk("1 MB/s")
-    paced(disk, 1000)
-    time.sleep(0.05)
-    assert paced(disk, 40_000) >= 0.037
+    paced(disk, 1000, clock)
+    clock.now += 0.05
+    assert paced(disk, 40_000, clock) == pytest.approx(0.04)
 
 
-def test_a_real_disk_that_is_slower_is_not_slowed_further():
-    disk = Disk("1 MB/s")
-    began = time.perf_counter() - 0.2
-    before = time.perf_counter()
-    disk.pace(10_000, began)
-    assert time.perf_counter() - before < 0.05
+def test_a_real_disk_that_is_slower_is_not_slowed_further(clock):
+    assert paced(Disk("1 MB/s"), 10_000, clock, began=clock.now - 0.2) == 0
 
 
 def test_a_new_bandwidth_is_felt_in_the_middle_of_a_load():

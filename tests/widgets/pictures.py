@@ -21,7 +21,7 @@ CELL = """import moe_lab as ml
 from moe_lab_widgets import Lab
 
 engine = ml.load("pocket", cache="25%", disk=ml.Disk("100 MB/s"))
-lab = Lab(engine, max_new_tokens=1900, temperature=0.8, seed=8)
+lab = Lab(engine, max_new_tokens=1900, temperature=1.0, seed=8)
 lab"""
 STYLE = "body { caret-color: transparent } .jp-OutputPrompt, .jp-InputPrompt { opacity: .6 }"
 

@@ -81,15 +81,17 @@ class _Pass:
         self.layers = [Walked(*(array[layer] for array in self.routes)) for layer in range(L)]
         self.spent = Spent.empty(L)
         self.page = page_of(self.routes, self.spent)
-        self.blank()
+        self.done = [False] * L
 
-    def blank(self) -> None:
-        """Nothing is routed or spent: a layer that a pass leaves out has used no expert."""
-        for array in (self.routes.ids, self.routes.evicted, self.routes.rank):
-            array.fill(-1)
-        for array in (self.routes.gates, self.routes.hits, *self.spent):
-            array.fill(0)
-        self.routes.mass.fill(1)
+    def close(self) -> None:
+        """Nothing is routed or spent in a layer that the pass has left out: it has used no expert."""
+        for layer, done in enumerate(self.done):
+            if not done:
+                for array in (self.routes.ids, self.routes.evicted, self.routes.rank):
+                    array[layer] = -1
+                for array in (self.routes.gates, self.routes.hits, *self.spent):
+                    array[layer] = 0
+                self.routes.mass[layer] = 1
 
 
 class Telemetry:
@@ -105,6 +107,7 @@ class Telemetry:
         self.totals = Totals.empty(L, E)
         self._book = book_of(self.ring, self.totals, [state.block for state in states])
         self.token = 0
+        self._not_done = [False] * L
         self.begin_run()
         self._one = self._pass = _Pass(L, 1, K)
         self.settled()
@@ -117,9 +120,8 @@ class Telemetry:
 
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
-        if tokens == 1:
-            self._one.blank()
         self._pass = self._one if tokens == 1 else _Pass(self.L, tokens, self.K)
+        self._pass.done[:] = self._not_done
         self._phase = phase
         self._began = time.perf_counter()
 
@@ -129,12 +131,13 @@ class Telemetry:
 
     def routed(self, layer: int, route_s: float) -> None:
         """The walk of one layer is done."""
-        self._pass.spent.route_s[layer] = route_s
+        self._pass.spent.route_s[layer], self._pass.done[layer] = route_s, True
 
     def computed(self, layer: int, read_bytes: int, wait_s: float, experts_s: float,
                  route_s: float | None = None) -> None:
         """The experts of one layer are through; ``route_s`` where ``routed`` was not called."""
-        spent = self._pass.spent
+        now = self._pass
+        spent, now.done[layer] = now.spent, True
         spent.read_bytes[layer], spent.wait_s[layer], spent.experts_s[layer] = read_bytes, wait_s, experts_s
         if route_s is not None:
             spent.route_s[layer] = route_s
@@ -142,6 +145,8 @@ class Telemetry:
     def end(self) -> Counts:
         """The pass is through; returns its counts."""
         now, recorder, total_s = self._pass, self.recorder, time.perf_counter() - self._began
+        if False in now.done:
+            now.close()
         rows = recorder.rows(now.T)
         try:
             self._lock.begin()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 import sys
 import types
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +79,38 @@ def replaced_code(hf: Any) -> str:
     return found.strange[0] if found.strange else ""
 
 
+class _Looked(NamedTuple):
+    """What was found in a class or a file, and what stood in it then."""
+
+    names: list[str]
+    things: list[Any]
+    strange: list[str]
+    renamed: list[list[str]]
+
+    def same(self, place: Any) -> bool:
+        """Whether the same things stand there now."""
+        now = vars(place)
+        return list(now) == self.names and all(map(operator.is_, now.values(), self.things))
+
+
+_looked: weakref.WeakKeyDictionary[Any, _Looked] = weakref.WeakKeyDictionary()
+"""Thousands of functions are looked at, before each text: only once, as long as nobody puts another in their place."""
+
+
+def _look(name: str, place: Any) -> _Looked:
+    """Look at all that can be called in a class or a file."""
+    found = _Looked(list(vars(place)), list(vars(place).values()), [], [])
+    for key, value in zip(found.names, found.things, strict=True):
+        function = _inside(value)
+        if not _runs(function):
+            continue
+        if _foreign(function):
+            found.strange.append(f"{name}.{key} was replaced by {_full_name(function)}")
+        elif getattr(function, "__name__", key) != key:
+            found.renamed.append([name, key, _full_name(function)])
+    return found
+
+
 class _Description:
     """Plain values that stand for a model, and what they cannot stand for."""
 
@@ -123,14 +157,11 @@ class _Description:
 
     def functions(self, name: str, place: Any) -> None:
         """All that can be called in a class or a file."""
-        for key, value in vars(place).items():
-            function = _inside(value)
-            if not _runs(function):
-                continue
-            if _foreign(function):
-                self.strange.append(f"{name}.{key} was replaced by {_full_name(function)}")
-            elif getattr(function, "__name__", key) != key:
-                self.renamed.append([name, key, _full_name(function)])
+        found = _looked.get(place)
+        if found is None or not found.same(place):
+            _looked[place] = found = _look(name, place)
+        self.strange += found.strange
+        self.renamed += found.renamed
 
     def _hook(self, name: str, hook: Any) -> str:
         if _foreign(hook):

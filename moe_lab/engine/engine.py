@@ -8,7 +8,7 @@ in ``stream``, scoring in ``score``, what goes on around a forward call in ``pas
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
@@ -355,11 +355,10 @@ class Engine:
         found = self._decoder()
         return None if isinstance(found, str) else LeanDecode(found, self._core.blocks, past, room)
 
-    def compile_decoding(self) -> None:
-        """Compile the kernels of ``lean_decode``, where there are any."""
+    def decoding_kernels(self) -> list[Callable[[], object]]:
+        """What compiles the kernels of ``lean_decode``, where there are any; it holds nothing of the engine."""
         lean = self.lean_decode(self.new_past(), 1)
-        if lean is not None:
-            lean.compile()
+        return [] if lean is None else lean.compiling()
 
     def _decoder(self) -> Decoder | str:
         """The dense part as it is now (a hook may have come, a module may have gone)."""

@@ -9,6 +9,7 @@ those of a float32 model than transformers' own.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from moe_lab.engine.moe_block import MoEBlocks
 from moe_lab.errors import BudgetError, SettingError
 from moe_lab.kernels.decoder import Layer, Room, decode_layer
 from moe_lab.kernels.dense import head, look_up
-from moe_lab.kernels.jit import compile_for
+from moe_lab.kernels.jit import compiling
 from moe_lab.kernels.sealed import Sealed
 from moe_lab.models.decoder import Decoder
 from moe_lab.models.quantised import bits_of
@@ -96,13 +97,11 @@ class LeanDecode:
         self.position = t + 1
         return self._out
 
-    def compile(self) -> None:
-        """Compile all that a token needs beside its experts; nothing is computed."""
+    def compiling(self) -> list[Callable[[], object]]:
+        """What compiles all that a token needs beside its experts; it holds nothing of the model."""
         d = self.decoder
-        compile_for(look_up, d.embedding, 0, self._x)
-        for layer, _ in self._layers:
-            layer.compile()
-        compile_for(head, self._x, d.norm, d.eps, d.head, self._room.h, self._out)
+        return [compiling(look_up, d.embedding, 0, self._x), *(layer.compiling() for layer, _ in self._layers),
+                compiling(head, self._x, d.norm, d.eps, d.head, self._room.h, self._out)]
 
 
 def check_past(tokens: int, nbytes: int) -> None:

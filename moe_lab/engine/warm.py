@@ -161,15 +161,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_step.acquire, after_in_parent=_step.release, after_in_child=_let_go_in_child)
 
 
-def _weakly(method: Callable[[], object]) -> Step:
-    """A call of a bound method that does not keep its object alive; nothing where that is gone."""
-    there = weakref.WeakMethod(method)
+def _kernels(engine: Engine) -> tuple[Step, Step]:
+    """Find out what the text after a prompt needs, then compile it. An engine that nobody needs any more must not live
+    for the seconds that this takes: the first step holds it weakly, the second not at all."""
+    there, found = weakref.ref(engine), list[Step]()
 
-    def call() -> object:
-        bound = there()
-        return None if bound is None else bound()
+    def find() -> None:
+        if (engine := there()) is not None:
+            found.extend(engine.decoding_kernels())
 
-    return call
+    return find, lambda: [compile() for compile in found]
 
 
 def for_loading(format: Format, dense: str, routing: RoutingPolicy, eviction: EvictionPolicy) -> Iterator[Step]:
@@ -199,7 +200,7 @@ def for_tokens(engine: Engine) -> Iterator[Step]:
         yield lambda: format.ffn_rows(x, arena[0], np.zeros(1, np.int64), gates, out, F, "silu")
     telemetry.begin(1, DECODE)
     yield telemetry.end
-    yield _weakly(engine.compile_decoding)
+    yield from _kernels(engine)
     yield lambda: find_places(slots, slots, slots)
     yield RouteOne(state, logits, logits, telemetry.room(0), np.zeros(2 * K, np.int32))
     yield lambda: format.token_again(Job(D, F, K, 0), x[0], arena, slots, gates, out[0])()

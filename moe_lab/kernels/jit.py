@@ -122,17 +122,18 @@ def jit(function: F | None = None, *, reorder: bool = False, cache: bool = True,
     return compiled if function is None else compiled(function)
 
 
-def compile_for(kernel: Any, *arguments: Any) -> None:
-    """Compile ``kernel``, or find it on disk, as a call with ``arguments`` would; it is not called.
+def compiling(kernel: Any, *arguments: Any) -> Callable[[], object]:
+    """What compiles ``kernel``, or finds it on disk, as a call with ``arguments`` would. It is not called, and the
+    arguments are not held meanwhile.
 
     >>> @jit
     ... def half(x):
     ...     return x / 2
-    >>> compile_for(half, 1.0)
+    >>> _ = compiling(half, 1.0)()
     >>> half.signatures
     [(float64,)]
     """
-    kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
+    return functools.partial(kernel.compile, tuple(numba.typeof(argument) for argument in arguments))
 
 
 @jit(cache=False)

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from moe_lab.kernels.jit import compile_for, jit
+from moe_lab.kernels.jit import compiling, jit
 from moe_lab.kernels.pointers import emit_array
 
 
@@ -52,9 +52,9 @@ class Sealed:
     def __call__(self, number: int) -> Any:
         return self._kernel(self._address, number)
 
-    def compile(self) -> None:
-        """Compile the kernel, or find it on disk; it is not called."""
-        compile_for(self._kernel, self._address, 0)
+    def compiling(self) -> Callable[[], object]:
+        """What compiles the kernel, or finds it on disk; it holds nothing of the argument."""
+        return compiling(self._kernel, self._address, 0)
 
 
 def _written(argument: Any) -> Iterator[int]:

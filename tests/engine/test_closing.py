@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import moe_lab as ml
+from moe_lab.engine.lean import LeanDecode
 from moe_lab.errors import BusyError, SettingError
 
 PROMPT = [5, 17, 3, 90, 41]
@@ -54,6 +55,19 @@ def test_an_engine_that_nobody_holds_is_gone_without_garbage_collection(checkpoi
     refs = used_in_every_way(engine)
     del engine
     assert [ref() for ref in refs] == [None] * 4
+
+
+def test_an_engine_that_nobody_holds_is_gone_although_its_kernels_are_still_compiled(checkpoint, uncollected,
+                                                                                     monkeypatch):
+    inside, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(LeanDecode, "compiling", lambda self: [lambda: inside.set() or go_on.wait(30)])
+    engine = ml.load(str(checkpoint("qwen2-moe")), cache=4)
+    ahead, core = engine._ahead, weakref.ref(engine._core)
+    assert inside.wait(30)
+    del engine
+    assert core() is None
+    go_on.set()
+    ahead.join()
 
 
 def test_a_change_that_was_refused_keeps_no_engine_alive(checkpoint, uncollected, monkeypatch):

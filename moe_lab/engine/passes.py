@@ -121,7 +121,17 @@ def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, int
     past = kwargs.get("past_key_values")
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     rows, length = x.shape[:2]
-    return ids, rows, length, past is not None and past.get_seq_length() > 0, _text(mask, rows, length)
+    before = 0 if past is None else int(past.get_seq_length())
+    return ids, rows, length, before > 0, _text(_seen(mask, before, length), rows, length)
+
+
+def _seen(mask: Any, before: int, length: int) -> Any:
+    """Of a mask (rows, heads, new tokens, all tokens), as ``generate`` makes for a static cache, the (rows, new tokens)
+    that some token looks at: all but padding. A mask of another form as it is."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return mask
+    looks = mask > torch.finfo(mask.dtype).min if mask.is_floating_point() else mask != 0
+    return looks[..., before : before + length].any(dim=(1, 2))
 
 
 def _text(mask: Any, rows: int, length: int) -> np.ndarray | None:

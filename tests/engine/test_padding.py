@@ -56,6 +56,25 @@ def test_padding_steers_no_lossy_routing_and_is_not_counted(checkpoint, routing,
         assert a.route_state.tolist() == pytest.approx(b.route_state.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, {"cache_implementation": "static"}], ids=["usual cache", "static cache"])
+def test_padding_before_a_prompt_changes_nothing_that_is_generated(checkpoint, more):
+    row = padded(TEXT, [PAD] * 12)
+    batch = {"input_ids": row["input_ids"][:1], "attention_mask": row["attention_mask"][:1]}
+    plain, with_padding = (ml.load(str(checkpoint("olmoe")), cache=4, routing="cache-prior") for _ in range(2))
+    alone = plain.hf.generate(torch.tensor([TEXT]), max_new_tokens=8, do_sample=False)[0, len(TEXT):]
+    made = with_padding.hf.generate(**batch, max_new_tokens=8, do_sample=False, pad_token_id=PAD, **more)[0, 12:]
+    assert made.tolist() == alone.tolist() and with_padding.telemetry.token == plain.telemetry.token
+
+
+@pytest.mark.parametrize("blocked", [float("-inf"), torch.finfo(torch.float32).min])
+def test_padding_is_found_in_a_mask_of_tokens_by_tokens(checkpoint, blocked):
+    engine, n = ml.load(str(checkpoint("olmoe")), cache=4), len(TEXT)
+    mask = torch.full((1, 1, n + 3, n + 3), blocked).triu(1)
+    mask[..., n:] = blocked
+    engine.hf(torch.tensor([TEXT + [PAD] * 3]), attention_mask=mask)
+    assert engine.telemetry.token == n
+
+
 def test_generation_from_a_padded_batch_counts_its_text_alone(checkpoint):
     engine, batch = ml.load(str(checkpoint("olmoe")), cache=4), padded(TEXT, OTHER)
     made = engine.hf.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=PAD)

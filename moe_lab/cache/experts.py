@@ -171,8 +171,13 @@ class ExpertCache:
 
     def reconcile(self) -> None:
         """Make map and residency agree again after a pass that was cut off, wherever that was."""
-        for here, state in zip(self.layers, self.states, strict=True):
-            for expert in np.nonzero(state.resident & (here.slot_of < 0))[0]:
-                state.drop(int(expert))
-            here.release_all_but(state.resident)
-            here.recount()
+        for layer in range(len(self.layers)):
+            self.reconcile_layer(layer)
+
+    def reconcile_layer(self, layer: int) -> None:
+        """The same for one layer, after a pass whose walk and whose reads were not of the same experts."""
+        here, state = self.layers[layer], self.states[layer]
+        for expert in np.nonzero(state.resident & (here.slot_of < 0))[0]:
+            state.drop(int(expert))
+        here.release_all_but(state.resident)
+        here.recount()

@@ -59,6 +59,8 @@ class MoEBlocks:
         """(T,) bool of the present pass: which of its rows are text, where the others are padding; None: all."""
         self._routed = -1
         """The layer that has chosen its experts and not computed them yet."""
+        self._chosen: torch.Tensor | None = None
+        """What it chose; a hook of the user's may choose others after it."""
         self.touched = 0
         """Experts whose weights the present pass has read."""
         self._ones: list[OneToken] = []
@@ -86,8 +88,9 @@ class MoEBlocks:
             chosen[self.real], raw[self.real] = walked.ids, walked.gates
         gates = rule.finish(raw, chosen)
         self.telemetry.routed(layer, perf_counter() - began)
-        self._routed = layer
-        return _tensors(chosen, gates)
+        ids, weight = _tensors(chosen, gates)
+        self._routed, self._chosen = layer, ids
+        return ids, weight
 
     def _check_whole(self) -> None:
         if not self.under_way:
@@ -105,12 +108,18 @@ class MoEBlocks:
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
         self._check_whole()
-        routed, self._routed = self._routed == layer, -1
-        plain = routed or self._observe(layer, ids.numpy(), weights.float().numpy())
+        chosen = self._chosen if self._routed == layer else None
+        self._routed, self._chosen = -1, None
+        kept = chosen is not None and (ids is chosen or torch.equal(ids, chosen))
+        if not kept:
+            self._check_ids(layer, ids.numpy())
+        plain = kept or (chosen is None and self._observe(layer, ids.numpy(), weights.float().numpy()))
         if plain and x.shape[0] == 1 and self.settle and self.real is None:
             return self._one_row(layer, x, ids, weights)
         began, traffic = perf_counter(), Traffic()
         out = self._tokens(layer, x, ids, weights, traffic)
+        if self.settle and not kept and chosen is not None:
+            self.cache.reconcile_layer(layer)
         elapsed = perf_counter() - began
         self.telemetry.computed(layer, traffic.read_bytes, traffic.wait_s, elapsed - traffic.wait_s)
         return out
@@ -158,20 +167,24 @@ class MoEBlocks:
     def _observe(self, layer: int, ids: np.ndarray, weights: np.ndarray) -> bool:
         """Where no policy has routed: let the residency follow the choice (T, K) of the model's own router.
 
-        Returns whether each token has K experts, none of them twice. Raises ``UnsupportedModelError`` for an expert
-        that there is not, ``SettingError`` where a policy should have routed.
+        Returns whether each token has K experts, none of them twice. Raises ``SettingError`` where a policy should
+        have routed.
         """
         began, state = perf_counter(), self.cache.states[layer]
         if state.routing.lossy:
             raise SettingError(f"{state.routing!r} cannot route MoE layer {layer}, whose router was replaced; put the "
                                "router back that was loaded, or set engine.routing = 'original'")
-        if ids.size and not (ids.min() >= 0 and ids.max() < state.E):
-            raise UnsupportedModelError(f"the router of MoE layer {layer} chose expert {ids.min()} or {ids.max()}, and "
-                                        f"the layer has {state.E}: this model cannot be streamed")
         once, plain = _once(ids), ids.shape[1] == state.K
         self._walk(layer, *forced(self._text(once), self._text(weights), state.E))
         self.telemetry.routed(layer, perf_counter() - began)
         return plain and once is ids
+
+    def _check_ids(self, layer: int, ids: np.ndarray) -> None:
+        """Raise ``UnsupportedModelError`` for an expert that there is not."""
+        E = self.cache.states[layer].E
+        if ids.size and not (ids.min() >= 0 and ids.max() < E):
+            raise UnsupportedModelError(f"the router of MoE layer {layer} chose expert {ids.min()} or {ids.max()}, and "
+                                        f"the layer has {E}: this model cannot be streamed")
 
     def _token(self, layer: int, walked: Walked, slots: np.ndarray, missing: int, experts: Callable[[], None],
                route_s: float | None = None, ids: np.ndarray | None = None) -> np.ndarray:

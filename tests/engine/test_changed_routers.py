@@ -10,7 +10,7 @@ import torch
 from checkpoints import eager
 
 import moe_lab as ml
-from moe_lab.errors import SettingError
+from moe_lab.errors import SettingError, UnsupportedModelError
 
 IDS = [5, 17, 3, 90, 41, 7, 120, 66]
 
@@ -91,3 +91,30 @@ def test_a_router_put_back_as_it_was_is_taken_again(engine):
         engine.generate(IDS, max_new_tokens=8)
     router(engine).top_k = 2
     assert engine.generate(IDS, max_new_tokens=8).ids == expected and engine.decoding == "kernels"
+
+
+@pytest.mark.parametrize("change", [
+    lambda gates, ids: (gates, (ids + 1) % 8),
+    lambda gates, ids: (gates, ids[:, :1].expand(-1, 2).contiguous()),
+    lambda gates, ids: (gates.flip(-1), ids.flip(-1)),
+    lambda gates, ids: (torch.cat([gates, gates * 0.5], -1), torch.cat([ids, (ids + 1) % 8], -1)),
+    lambda gates, ids: (gates[:, :1], ids[:, :1]),
+], ids=["others", "one twice", "in another order", "four", "one"])
+def test_experts_that_a_hook_chooses_after_the_router_are_computed_as_in_the_whole_model(checkpoint, engine, change):
+    whole = eager(checkpoint("olmoe"))
+    for hf in (engine.hf, whole):
+        for layer in hf.model.layers:
+            layer.mlp.gate.register_forward_hook(lambda router, args, out: (out[0], *change(out[1], out[2])))
+    ids = whole.generate(torch.tensor([IDS]), max_new_tokens=12, do_sample=False)[0, len(IDS):].tolist()
+    assert list(engine.generate(IDS, max_new_tokens=12).ids) == ids
+    layers = engine._core.experts
+    for here, state in zip(layers.layers, layers.states, strict=True):
+        assert ((here.slot_of >= 0) == state.resident).all()
+
+
+@pytest.mark.parametrize("wrong", [-1, 8])
+def test_an_expert_that_there_is_not_is_refused_where_a_hook_names_it(engine, wrong):
+    router(engine).register_forward_hook(lambda router, args, out: (out[0], out[1], torch.full_like(out[2], wrong)))
+    for ids in (IDS, IDS[:1]):
+        with pytest.raises(UnsupportedModelError, match="chose expert"):
+            engine.hf(torch.tensor([ids]))

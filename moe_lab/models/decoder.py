@@ -90,9 +90,15 @@ def read_decoder(hf: Any, blocks: list[Block]) -> Decoder | str:
     >>> len(decoder.layers), decoder.head.shape
     (6, (4096, 256))
     """
+    try:
+        return _unknown(hf, blocks) or _read(hf, blocks)
+    except AttributeError as error:         # whatever stands in the place of a part, the modules can run it
+        return f"a part of it has another form than it was loaded in: {error}"
+
+
+def _read(hf: Any, blocks: list[Block]) -> Decoder:
+    """The dense part of a model that the kernels can run."""
     config = hf.config
-    if reason := _unknown(hf, blocks):
-        return reason
     at = {block.layer: (number, block) for number, block in enumerate(blocks)}
     layers = tuple(_layer(hf, layer, config, *at.get(number, (None, None)))
                    for number, layer in enumerate(hf.model.layers))
@@ -159,9 +165,12 @@ def _exchanged(hf: Any, blocks: list[Block]) -> str:
         return "a router stands in the place of the one that was loaded"
     if any(layer.self_attn.layer_idx != number for number, layer in enumerate(layers)):
         return "its layers stand in another order than they were loaded in"
-    norms = [hf.model.norm, *(norm for one in layers for norm in (one.input_layernorm, one.post_attention_layernorm))]
-    if odd := [norm for norm in norms if not hasattr(norm, "variance_epsilon")]:
+    norms = [hf.model.norm, *(norm for one in layers for norm in (one.input_layernorm, one.post_attention_layernorm)),
+             *(getattr(one.self_attn, name, None) for one in layers for name in ("q_norm", "k_norm"))]
+    if odd := [norm for norm in norms if norm is not None and not hasattr(norm, "variance_epsilon")]:
         return f"{type(odd[0]).__name__} stands in the place of a norm"
+    if (longest := hf.get_input_embeddings().max_norm) is not None:
+        return f"its embedding has rows no longer than max_norm = {longest}"
     head = hf.get_output_embeddings()
     if type(head) not in (nn.Linear, QuantisedLinear):
         return f"{type(head).__name__} stands in the place of its head"

@@ -219,6 +219,40 @@ def test_what_somebody_changes_in_the_model_is_felt_by_every_token(checkpoint, m
     assert engine.generate(IDS[:12], max_new_tokens=12).ids == tuple(theirs[0, 12:].tolist())
 
 
+def a_matrix_wrapped(hf):
+    part = hf.model.layers[0].self_attn
+    part.o_proj = torch.nn.Sequential(part.o_proj, torch.nn.Identity())
+
+
+def a_norm_of_the_queries_wrapped(hf):
+    part = hf.model.layers[0].self_attn
+    part.q_norm = torch.nn.Sequential(part.q_norm, torch.nn.Identity())
+
+
+def an_embedding_of_short_rows(hf):
+    hf.model.embed_tokens.max_norm = 0.1
+
+
+def a_block_wrapped(hf):
+    hf.model.layers[1].mlp = torch.nn.Sequential(hf.model.layers[1].mlp)
+
+
+def fewer_layers(hf):
+    hf.model.layers = hf.model.layers[:2]
+
+
+@pytest.mark.parametrize("change", [
+    a_matrix_wrapped, a_norm_of_the_queries_wrapped, an_embedding_of_short_rows, a_block_wrapped, fewer_layers,
+], ids=lambda change: change.__name__)
+def test_a_part_that_the_kernels_do_not_find_as_it_was_runs_by_modules_as_in_the_whole_model(checkpoint, change):
+    engine, whole = ml.load(str(checkpoint("olmoe")), cache="50%"), eager(checkpoint("olmoe"))
+    for hf in (engine.hf, whole):
+        change(hf)
+    theirs = whole.generate(torch.tensor([IDS[:12]]), max_new_tokens=12, do_sample=False)
+    assert engine.generate(IDS[:12], max_new_tokens=12).ids == tuple(theirs[0, 12:].tolist())
+    assert engine.decoding.startswith("transformers' modules")
+
+
 def test_weights_changed_in_place_are_seen(checkpoint):
     folder = checkpoint("olmoe")
     changed, model = ml.load(str(folder), cache="50%"), eager(folder)

@@ -182,6 +182,30 @@ def test_a_closed_dashboard_lets_its_engine_go(checkpoint):
             use()
 
 
+def test_a_dashboard_closed_after_a_run_that_failed_lets_its_engine_go_at_once(checkpoint):
+    engine = ml.load(str(checkpoint("olmoe")), cache=3)
+    engine.hf.lm_head.weight.data.fill_(float("nan"))
+    board, there = Lab(engine), weakref.ref(engine)
+    gc.disable()
+    try:
+        board.start(PROMPT, max_new_tokens=2)
+        with pytest.raises(ml.MoELabError, match="nan"):
+            board.result(20)
+        engine._ahead.join()
+        board.close()
+        del engine
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+def test_a_closed_dashboard_that_is_displayed_says_so(engine, capsys):
+    board = Lab(engine)
+    board.close()
+    board._ipython_display_()
+    assert capsys.readouterr().out == "MoE Lab: this dashboard is closed.\n"
+
+
 def test_a_dashboard_that_nobody_holds_any_more_is_gone_once_closed(engine):
     board = weakref.ref(Lab(engine))
     board().close()

@@ -348,6 +348,9 @@ class Lab(LabState):
         """Display under an id of our own, so that the picture in the saved notebook can be renewed."""
         from moe_lab_widgets import terminal
 
+        if self.__dict__.get("_opened") is None:
+            print(repr(self))
+            return
         if terminal.in_terminal():
             terminal.show(self)
             return

@@ -119,6 +119,7 @@ class Session:
             if self._pulse is not None:
                 self._pulse.end()
                 self._pulse = None
+            self.exception = None       # its traceback holds this session, and so the engine
 
     # --- wishes ---------------------------------------------------------------------------------------
 

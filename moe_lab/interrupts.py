@@ -28,7 +28,8 @@ def uninterrupted() -> Iterator[None]:
     >>> done
     ['whole', 'then interrupted']
     """
-    if threading.current_thread() is not threading.main_thread():
+    on_main = threading.current_thread() is threading.main_thread()
+    if not on_main or signal.getsignal(signal.SIGINT) is None:      # the program around Python has its own, in C
         yield
         return
     came: list[tuple[Any, ...]] = []

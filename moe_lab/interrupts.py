@@ -1,4 +1,4 @@
-"""Changes that Ctrl-C does not cut in two.
+"""Changes that Ctrl-C does not cut in two, nor an alarm, nor any other signal whose handler may raise.
 
 Knows signals and threads; knows nothing of what is changed. Whatever can fail is done before: inside stands only the
 part that makes the change true.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C that comes inside act at the end of the block. (Python interrupts its main thread only.)
+    """Let a signal that comes inside and has a handler in Python act at the end of the block. (Python calls handlers in
+    its main thread only.)
 
     >>> import signal
     >>> done = []
@@ -28,15 +29,28 @@ def uninterrupted() -> Iterator[None]:
     >>> done
     ['whole', 'then interrupted']
     """
-    on_main = threading.current_thread() is threading.main_thread()
-    if not on_main or signal.getsignal(signal.SIGINT) is None:      # the program around Python has its own, in C
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[Any, ...]] = []
-    before = signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    handlers: dict[int, Any] = {number: handler for number in signal.valid_signals()
+                                if callable(handler := signal.getsignal(number))}
+    came: dict[int, Any] = {}
+    inside = True
+
+    def hold(number: int, frame: Any) -> None:
+        if inside:
+            came[number] = frame
+        else:                   # one that was put back has raised before the others were
+            handlers[number](number, frame)
+
     try:
+        for number in handlers:
+            signal.signal(number, hold)
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[-1])
+        inside = False
+        with ExitStack() as at_last:
+            for number, frame in came.items():
+                at_last.callback(handlers[number], number, frame)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

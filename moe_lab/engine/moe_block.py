@@ -108,6 +108,7 @@ class MoEBlocks:
     def compute(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
         self._check_whole()
+        x, weights = x.detach(), weights.detach()           # nothing is learned through experts that come from disk
         chosen = self._chosen if self._routed == layer else None
         self._routed, self._chosen = -1, None
         kept = chosen is not None and (ids is chosen or torch.equal(ids, chosen))

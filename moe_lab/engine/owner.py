@@ -166,7 +166,8 @@ class Owner:
         with self._lock:
             here = self._claim
             if claim.over:
-                raise BusyError("this stream was left half-way and another run began; start it anew")
+                raise BusyError("this stream was left half-way, and another run began or the engine was closed; start "
+                                "it anew")
             if here is not claim and here is not None and here.thread is not threading.current_thread():
                 raise BusyError(_refusal(here))
             claim.thread, claim.asked, claim.rests = threading.current_thread(), time.monotonic(), False

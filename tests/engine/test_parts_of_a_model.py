@@ -36,6 +36,17 @@ def test_a_layer_called_alone_is_refused_and_the_engine_goes_on(checkpoint):
     assert engine.generate(IDS[0].tolist(), max_new_tokens=6).ids == expected
 
 
+def test_a_trainable_module_before_the_experts_is_computed_with(checkpoint):
+    folder = checkpoint("olmoe")
+    engine, whole = ml.load(str(folder), cache=4), eager(folder)
+    for hf in (engine.hf, whole):
+        torch.manual_seed(0)
+        part = hf.model.layers[0]
+        part.self_attn.o_proj = torch.nn.Sequential(part.self_attn.o_proj, torch.nn.Linear(64, 64))
+    truth, logits = (hf(IDS).logits.detach() for hf in (whole, engine.hf))
+    assert (truth - logits).abs().max() <= 1e-5 * truth.abs().max()
+
+
 def test_a_score_under_autocast_is_computed(checkpoint):
     engine = ml.load(str(checkpoint("olmoe")), cache=4)
     plain = engine.score(IDS[0].tolist()).perplexity

@@ -25,13 +25,6 @@ def ids(rng):
 
 
 @pytest.fixture
-def engine(checkpoint):
-    made = ml.load(str(checkpoint("olmoe")), cache=4)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def passes(monkeypatch):
     """Counts the forward passes of engines."""
     counted, one_pass = [], passing.one_pass

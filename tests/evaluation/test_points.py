@@ -24,13 +24,6 @@ def ids(rng):
 
 
 @pytest.fixture
-def engine(checkpoint):
-    made = ml.load(str(checkpoint("olmoe")), cache=4)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def lossy_loss(engine, monkeypatch):
     """Sets what the loss of a window under Cache-Prior is."""
     def to(value):

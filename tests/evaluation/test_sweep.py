@@ -27,13 +27,6 @@ def ids(rng):
 
 
 @pytest.fixture
-def engine(checkpoint):
-    made = ml.load(str(checkpoint("olmoe")), cache=4)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def passes(engine, monkeypatch):
     """Counts the forward passes of engines."""
     counted, one_pass = [], passing.one_pass

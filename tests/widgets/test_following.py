@@ -175,14 +175,14 @@ def test_a_closed_dashboard_lets_its_engine_go(checkpoint):
         board.close()
         del engine
     gc.collect()
-    assert [there() for there, _ in seen] == [None] * 3
+    until(lambda: not any(there() for there, _ in seen))
     assert "closed" in repr(board)
     for use in (lambda: board.engine, board.start, board.stop, lambda: setattr(board, "slots", 5)):
         with pytest.raises(SettingError, match="closed"):
             use()
 
 
-def test_a_dashboard_closed_after_a_run_that_failed_lets_its_engine_go_at_once(checkpoint):
+def test_a_dashboard_closed_after_a_run_that_failed_lets_its_engine_go_without_garbage_collection(checkpoint):
     engine = ml.load(str(checkpoint("olmoe")), cache=3)
     engine.hf.lm_head.weight.data.fill_(float("nan"))
     board, there = Lab(engine), weakref.ref(engine)
@@ -194,7 +194,7 @@ def test_a_dashboard_closed_after_a_run_that_failed_lets_its_engine_go_at_once(c
         engine._ahead.join()
         board.close()
         del engine
-        assert there() is None
+        until(lambda: there() is None)          # a picture that is just being made holds it that long
     finally:
         gc.enable()
 

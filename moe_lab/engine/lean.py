@@ -82,8 +82,7 @@ class LeanDecode:
 
     def __call__(self, token: int) -> np.ndarray:
         """Logits (V,) float32 after ``token``, an id that the embedding has a row for; the same memory each time."""
-        if not 0 <= token < len(self.decoder.embedding):
-            raise SettingError(f"token {token} has no row in the embedding, which has {len(self.decoder.embedding)}")
+        check_row(token, len(self.decoder.embedding))
         if self.position == self._past.shape[3]:
             self._grow(min(self.limit, 2 * self.position))
         d, x, h, t = self.decoder, self._x, self._room.h, self.position
@@ -102,6 +101,12 @@ class LeanDecode:
         d = self.decoder
         return [compiling(look_up, d.embedding, 0, self._x), *(layer.compiling() for layer, _ in self._layers),
                 compiling(head, self._x, d.norm, d.eps, d.head, self._room.h, self._out)]
+
+
+def check_row(token: int, rows: int) -> None:
+    """Raise ``SettingError`` for an id that an embedding of so many rows does not know: a head may have more."""
+    if not 0 <= token < rows:
+        raise SettingError(f"token {token} has no row in the embedding, which has {rows}")
 
 
 def check_past(tokens: int, nbytes: int) -> None:

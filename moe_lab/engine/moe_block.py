@@ -57,10 +57,9 @@ class MoEBlocks:
         """Whether the whole model is being called: a part of it alone has no place in the record."""
         self.real: np.ndarray | None = None
         """(T,) bool of the present pass: which of its rows are text, where the others are padding; None: all."""
-        self._routed = -1
-        """The layer that has chosen its experts and not computed them yet."""
-        self._chosen: torch.Tensor | None = None
-        """What it chose; a hook of the user's may choose others after it."""
+        self._routed: tuple[int, torch.Tensor | None] = (-1, None)
+        """The layer that has chosen its experts and not computed them yet, and what it chose: a hook of the user's may
+        choose others after it."""
         self.touched = 0
         """Experts whose weights the present pass has read."""
         self._ones: list[OneToken] = []
@@ -89,7 +88,7 @@ class MoEBlocks:
         gates = rule.finish(raw, chosen)
         self.telemetry.routed(layer, perf_counter() - began)
         ids, weight = _tensors(chosen, gates)
-        self._routed, self._chosen = layer, ids
+        self._routed = layer, ids
         return ids, weight
 
     def _check_whole(self) -> None:
@@ -109,8 +108,10 @@ class MoEBlocks:
         """The routed sum of expert outputs for ``x`` (T, D), in its own type."""
         self._check_whole()
         x, weights = x.detach(), weights.detach()           # nothing is learned through experts that come from disk
-        chosen = self._chosen if self._routed == layer else None
-        self._routed, self._chosen = -1, None
+        routed, chosen = self._routed
+        self._routed = -1, None
+        if routed != layer:
+            chosen = None
         kept = chosen is not None and (ids is chosen or torch.equal(ids, chosen))
         if not kept:
             self._check_ids(layer, ids.numpy())

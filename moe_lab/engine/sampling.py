@@ -72,8 +72,6 @@ class Sampler:
         if not math.isfinite(logits[likeliest]):
             raise NotFiniteError(f"the model's logits hold {logits[likeliest]} at token {likeliest}, so none can be "
                                  "drawn: its weights are damaged, or were changed")
-        if rule.temperature < _COLDEST and rule.repetition_penalty == 1:
-            return likeliest
         with np.errstate(all="ignore"):             # what is too unlikely for float32 has the share 0
             if rule.repetition_penalty != 1:
                 logits = _penalised(logits, seen, rule.repetition_penalty)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moe_lab.engine.lean import LeanDecode
+from moe_lab.engine.lean import LeanDecode, check_row
 from moe_lab.engine.recorder import times_of
 from moe_lab.engine.records import Step
 from moe_lab.engine.sampling import Sampler
 from moe_lab.engine.text import TextStream
-from moe_lab.errors import SettingError
 from moe_lab.kernels.record import Counts
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class _Model:
         if self._lean is not None:
             with self._engine.one_pass(rows=1, length=1, cached=True):
                 return self._lean(ids[0])
-        if ids[-1] >= (rows := self._engine.vocabulary):        # drawn by a head that has more of them
-            raise SettingError(f"token {ids[-1]} has no row in the embedding, which has {rows}")
+        check_row(ids[-1], self._engine.vocabulary)
         begins = self._past.get_seq_length() == 0
         with torch.inference_mode():
             logits = self._engine.hf(

@@ -82,8 +82,9 @@ class _Pass:
         self.spent = Spent.empty(L)
         self.page = page_of(self.routes, self.spent)
         self.done = [False] * L
+        """Which layers have routed or computed."""
 
-    def close(self) -> None:
+    def blank_the_rest(self) -> None:
         """Nothing is routed or spent in a layer that the pass has left out: it has used no expert."""
         for layer, done in enumerate(self.done):
             if not done:
@@ -107,7 +108,6 @@ class Telemetry:
         self.totals = Totals.empty(L, E)
         self._book = book_of(self.ring, self.totals, [state.block for state in states])
         self.token = 0
-        self._not_done = [False] * L
         self.begin_run()
         self._one = self._pass = _Pass(L, 1, K)
         self.settled()
@@ -121,7 +121,7 @@ class Telemetry:
     def begin(self, tokens: int, phase: int) -> None:
         """A pass of ``tokens`` begins."""
         self._pass = self._one if tokens == 1 else _Pass(self.L, tokens, self.K)
-        self._pass.done[:] = self._not_done
+        self._pass.done = [False] * self.L
         self._phase = phase
         self._began = time.perf_counter()
 
@@ -146,7 +146,7 @@ class Telemetry:
         """The pass is through; returns its counts."""
         now, recorder, total_s = self._pass, self.recorder, time.perf_counter() - self._began
         if False in now.done:
-            now.close()
+            now.blank_the_rest()
         rows = recorder.rows(now.T)
         try:
             self._lock.begin()

@@ -19,7 +19,7 @@ from moe_lab.kernels.activation import ACTIVATIONS
 from moe_lab.kernels.decoder import Attention
 from moe_lab.kernels.dense import GatedFFN, Weights
 from moe_lab.models.find import Block, activation_of
-from moe_lab.models.identity import replaced_code
+from moe_lab.models.identity import LIBRARIES, replaced_code
 from moe_lab.models.quantised import QuantisedLinear, matrix_of
 from moe_lab.models.streaming import RouterHook
 
@@ -31,7 +31,6 @@ _FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
 _OWN_HOOKS = frozenset({"moe_lab.models.streaming", "transformers.utils.output_capturing"})
 """Modules whose hooks need not see a decoded token: ours lets policies choose, which kernels do themselves;
 transformers leaves its own wherever hidden states or router logits were asked for once, and they act in such calls."""
-_LIBRARIES = frozenset({"torch", "transformers", "moe_lab"})
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _altered(module: nn.Module) -> str:
         return "chooses otherwise than when it was loaded"
     if "forward" in vars(module):
         return "has a forward of its own"
-    if type(module).__module__.split(".")[0] not in _LIBRARIES:
+    if type(module).__module__.split(".")[0] not in LIBRARIES:
         return f"is a {type(module).__name__}, which the kernels do not know"
     return ""
 

@@ -28,7 +28,7 @@ from moe_lab.digests import Stretch, digest, digests
 from moe_lab.kernels.formats.matrix import TYPES
 from moe_lab.libraries import of_python
 
-_OURS = frozenset({"torch", "transformers", "moe_lab"})
+LIBRARIES = frozenset({"torch", "transformers", "moe_lab"})
 """Packages whose modules are told by name; their versions and sources are the business of whoever keeps results."""
 _BESIDE = frozenset({"numpy", "typing_extensions"})
 """Packages that those three call."""
@@ -127,7 +127,7 @@ class _Description:
         """One module without its children."""
         for base in type(module).__mro__:
             self._class(base)
-        if _root(type(module).__module__) not in _OURS:
+        if _root(type(module).__module__) not in LIBRARIES:
             self.strange.append(f"{name} is a {type(module).__qualname__}, whose code is neither torch's, "
                                 "transformers' nor MoE Lab's")
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
@@ -140,7 +140,7 @@ class _Description:
 
     def _class(self, base: type) -> None:
         """Look for functions that were put into a class, or into the file that it stands in, from outside."""
-        if base in self._seen or _root(base.__module__) not in _OURS:
+        if base in self._seen or _root(base.__module__) not in LIBRARIES:
             return
         self._seen.add(base)
         self.functions(base.__name__, base)
@@ -241,7 +241,7 @@ def _root(module: Any) -> str:
 def _library(module: Any) -> bool:
     """Whether a module's code is known by its name: that of the libraries, and Python's own."""
     root = _root(module)
-    return root in _OURS or root in _BESIDE or of_python(root)
+    return root in LIBRARIES or root in _BESIDE or of_python(root)
 
 
 def _runs(thing: Any) -> bool:
@@ -280,7 +280,7 @@ def _foreign(function: Any) -> bool:
         elif isinstance(function, functools._lru_cache_wrapper):
             known = True                    # by what it keeps the results of
         else:           # an object that is called
-            known = _root(type(function).__module__) in _OURS
+            known = _root(type(function).__module__) in LIBRARIES
         if not known:
             return True
         function = getattr(function, "__wrapped__", None)

@@ -112,9 +112,9 @@ def _take_row(row: list[str], rows: _Rows, where: str) -> None:
         raise TraceError(f"{where}: expected {len(rows.names)} columns ({', '.join(rows.names)}), found {len(row)}")
     value = dict(zip(rows.names, row, strict=True))
     try:
-        turn, phase, step, layer, slot, expert = (_whole(value[name]) for name in COLUMNS)
-        weight = float(value.get("weight", "0").replace("_", "?"))
-        token = _whole(value["token"]) if "token" in value else None
+        turn, phase, step, layer, slot, expert = (int(_plain(value[name])) for name in COLUMNS)
+        weight = float(_plain(value.get("weight", "0")))
+        token = int(_plain(value["token"])) if "token" in value else None
     except ValueError as error:
         raise TraceError(f"{where}: expected whole numbers for {', '.join(COLUMNS)} and a number for weight: "
                          f"{error}") from None
@@ -137,9 +137,9 @@ def _take_row(row: list[str], rows: _Rows, where: str) -> None:
     rows.count += 1
 
 
-def _whole(cell: str) -> int:
-    """The number in a cell. Python takes ``1_0`` for 10, and nobody else does."""
-    return int(cell.replace("_", "?"))
+def _plain(cell: str) -> str:
+    """A cell to be read as a number. Python takes ``1_0`` for 10, and nobody else does."""
+    return cell.replace("_", "?")
 
 
 def _gather(rows: _Rows, where: str) -> dict[str, Any]:

@@ -64,6 +64,18 @@ def plain_read(arena: np.ndarray, slots: np.ndarray) -> int:
     return total(add(add(a, b), add(c, d)))
 
 
+def one_round(form: Format, arena: np.ndarray, x: np.ndarray, out: np.ndarray, F: int,
+              chosen: list[np.ndarray]) -> Callable[[], None]:
+    """Work over the experts in ``arena`` (slots, slot_bytes) that ``chosen`` (K,) int32 names for each layer."""
+    gates = np.full(len(chosen[0]), 1 / len(chosen[0]), np.float32)
+
+    def work() -> None:
+        for experts in chosen:
+            form.ffn_token(x, arena, experts, gates, out, F, "silu")
+
+    return work
+
+
 class Case:
     """One shape and format: weights for everybody, and a way to pick experts that cold and hot share."""
 
@@ -122,16 +134,9 @@ class Case:
 
     def _one_of_ours(self, label: str, form: Format) -> Contender:
         size, out = self.arena.shape[1], np.empty(self.D, np.float32)
-        gates = np.full(self.K, 1 / self.K, np.float32)
 
         def make(layers: int = self.layers(size)) -> Callable[[], None]:
-            chosen = self.picks(layers)
-
-            def work() -> None:
-                for experts in chosen:
-                    form.ffn_token(self.x, self.arena, experts, gates, out, self.F, "silu")
-
-            return work
+            return one_round(form, self.arena, self.x, out, self.F, self.picks(layers))
 
         make(1)()
         return Contender(label, make, self.layers(size), self.K * size, error=error_of(out, self.exact))

@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Callable
 
 import numpy as np
-from expert_kernel import MOST_LAYERS, ROUND_BYTES, SHAPES
+from expert_kernel import MOST_LAYERS, ROUND_BYTES, SHAPES, one_round
 from measuring import Contender, Table, machine, number, take_turns, use_threads
 
 from moe_lab.cache.slots import LayerSlots
@@ -38,7 +38,7 @@ class Side:
         self.format.encode(*parts, arena[0])
         arena[1:] = arena[0]
         self._x, self._out = rng.standard_normal(self.D).astype(np.float32), np.empty(self.D, np.float32)
-        self._gates, self._rng = np.full(self.K, 1 / self.K, np.float32), np.random.default_rng(2)
+        self._rng = np.random.default_rng(2)
         touched = self.K * arena.shape[1]
         self.layers = max(1, min(MOST_LAYERS, ROUND_BYTES // touched))
         self.contender = Contender(name, self.make, self.layers, touched)
@@ -46,12 +46,7 @@ class Side:
     def make(self) -> Callable[[], None]:
         """A round: K experts, drawn anew, in each of its layers."""
         chosen = [self._rng.permutation(len(self.arena))[: self.K].astype(np.int32) for _ in range(self.layers)]
-
-        def work() -> None:
-            for experts in chosen:
-                self.format.ffn_token(self._x, self.arena, experts, self._gates, self._out, self.F, "silu")
-
-        return work
+        return one_round(self.format, self.arena, self._x, self._out, self.F, chosen)
 
 
 def main() -> None:
